@@ -1,0 +1,63 @@
+//! The number types that an operand may be stored in.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+/// A number type that a matrix may be stored in; every value of it is exact in f32.
+pub trait Element: Copy + Send + Sync + 'static {
+    /// The value as f32.
+    fn to_f32(self) -> f32;
+
+    /// Widens a whole slice; `source` and `target` have the same length.
+    fn widen(source: &[Self], target: &mut [f32]);
+
+    /// Rounds a whole slice to nearest, ties to even; `source` and `target` have the same length.
+    fn narrow(source: &[f32], target: &mut [Self]);
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    fn widen(source: &[Self], target: &mut [f32]) {
+        target.copy_from_slice(source);
+    }
+
+    fn narrow(source: &[f32], target: &mut [Self]) {
+        target.copy_from_slice(source);
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+
+    fn widen(source: &[Self], target: &mut [f32]) {
+        source.convert_to_f32_slice(target);
+    }
+
+    fn narrow(source: &[f32], target: &mut [Self]) {
+        target.convert_from_f32_slice(source);
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    fn widen(source: &[Self], target: &mut [f32]) {
+        for (to, from) in target.iter_mut().zip(source) {
+            *to = Element::to_f32(*from);
+        }
+    }
+
+    fn narrow(source: &[f32], target: &mut [Self]) {
+        target.convert_from_f32_slice(source);
+    }
+}

@@ -1,0 +1,150 @@
+//! Packing: operands copied, widened and laid out as the micro-kernel reads them.
+//!
+//! ```text
+//! operand [extent, depth]            packed, panels of `width`
+//!   e0: k0 k1 k2 …                     panel 0: k0: e0 e1 … │ k1: e0 e1 … │ …
+//!   e1: k0 k1 k2 …            ─▶       panel 1: …
+//! ```
+//! The extent is padded with zeros to whole panels, so that the kernel never meets an edge while it reads.
+
+use crate::Element;
+use std::sync::{Mutex, PoisonError};
+
+/// A cache line of floats: packed panels start on one.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+pub(crate) struct Line([f32; 16]);
+
+/// Buffers that wait to be used again: a product takes two and gives them back, since fresh pages cost more than packing.
+static IDLE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
+
+/// A packing buffer that returns to the idle ones when dropped.
+pub(crate) struct Buffer(Vec<Line>);
+
+impl Buffer {
+    /// A buffer of at least `length` floats with arbitrary content.
+    pub(crate) fn take(length: usize) -> Self {
+        let mut lines = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let needed = length.div_ceil(16);
+        if lines.len() < needed {
+            lines.clear(); // nothing to copy should it have to move
+            lines.resize(needed, Line([0.0; 16]));
+        }
+        Self(lines)
+    }
+
+    pub(crate) fn floats(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < 64 {
+            idle.push(std::mem::take(&mut self.0));
+        }
+    }
+}
+
+/// One operand as packing sees it: element (e, k) lies at `data + e · extent_stride + k · depth_stride`.
+///
+/// An address rather than a slice, since both operands may be parts of the matrix that C is a part of: only elements of
+/// the operand itself are ever borrowed.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand<T> {
+    pub(crate) data: *const T,
+    pub(crate) extent_stride: usize,
+    pub(crate) depth_stride: usize,
+}
+
+// SAFETY: an operand is only read while a product lasts, which borrows what it lies in.
+unsafe impl<T: Sync> Send for Operand<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Operand<T> {}
+
+impl<T: Element> Operand<T> {
+    /// `count` elements from (e, k) on, contiguous in whichever direction has stride one.
+    ///
+    /// # Safety
+    /// They belong to the operand, lie side by side, and nobody writes them meanwhile.
+    unsafe fn run(&self, e: usize, k: usize, count: usize) -> &[T] {
+        // SAFETY: as the caller promises.
+        unsafe { std::slice::from_raw_parts(self.data.add(e * self.extent_stride + k * self.depth_stride), count) }
+    }
+}
+
+/// Panels packed together: lines of the extent are read 8 panels at a time, so that far-apart lines cost few pages.
+pub(crate) const GROUP: usize = 8;
+
+/// Packs `count` consecutive lines of the extent, from `first` on, over `depth` values of k from `from` on, into as many
+/// panels of `depth · width` floats as they need.
+///
+/// # Safety
+/// These elements belong to the operand and nobody writes them meanwhile.
+pub(crate) unsafe fn pack_panels<T: Element>(
+    operand: Operand<T>,
+    (first, count): (usize, usize),
+    (from, depth): (usize, usize),
+    width: usize,
+    panels: &mut [f32],
+) {
+    let panel = |start: usize| (first + start, width.min(count - start));
+    if !count.is_multiple_of(width) {
+        let padded = panels.len() - width * depth;
+        panels[padded..].fill(0.0);
+    }
+    if operand.extent_stride == 1 {
+        for k in 0..depth {
+            for start in (0..count).step_by(width) {
+                let (e, count) = panel(start);
+                let to = &mut panels[start * depth + k * width..][..count];
+                // SAFETY: as the caller promises; lines of the extent lie side by side.
+                T::widen(unsafe { operand.run(e, from + k, count) }, to);
+            }
+        }
+        return;
+    }
+    for (index, panel_of) in panels.chunks_exact_mut(depth * width).enumerate() {
+        let lines = panel(index * width);
+        if operand.depth_stride == 1 {
+            // SAFETY: as the caller promises; values of k lie side by side.
+            unsafe { pack_turned(operand, lines, (from, depth), width, panel_of) };
+            continue;
+        }
+        for (k, to) in panel_of.chunks_exact_mut(width).enumerate() {
+            for (e, to) in to[..lines.1].iter_mut().enumerate() {
+                // SAFETY: as the caller promises.
+                *to = unsafe { operand.run(lines.0 + e, from + k, 1) }[0].to_f32();
+            }
+        }
+    }
+}
+
+/// One panel of an operand that is contiguous in k: short runs of each line are widened into a square on the stack and
+/// turned there.
+///
+/// # Safety
+/// As for [`pack_panels`], and the operand's values of k lie side by side.
+unsafe fn pack_turned<T: Element>(
+    operand: Operand<T>,
+    (first, count): (usize, usize),
+    (from, depth): (usize, usize),
+    width: usize,
+    panel: &mut [f32],
+) {
+    const RUN: usize = 16;
+    let mut lines = [[0f32; RUN]; 32];
+    for k0 in (0..depth).step_by(RUN) {
+        let run = RUN.min(depth - k0);
+        for (e, to) in lines[..count].iter_mut().enumerate() {
+            // SAFETY: as the caller promises.
+            T::widen(unsafe { operand.run(first + e, from + k0, run) }, &mut to[..run]);
+        }
+        for (k, to) in panel[k0 * width..(k0 + run) * width].chunks_exact_mut(width).enumerate() {
+            for (to, from) in to.iter_mut().zip(&lines[..count]) {
+                *to = from[k];
+            }
+        }
+    }
+}
