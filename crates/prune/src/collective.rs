@@ -1,0 +1,331 @@
+//! What shards say to each other: sums, broadcasts and gathers among equals.
+//!
+//! Every shard makes the same calls in the same order, as in MPI. [`run_shards`] runs them as threads of one process.
+
+use std::ops::Range;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+/// Another shard ended before this call: there is nobody to talk to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("another shard ended early")]
+pub struct Disconnected;
+
+/// A group of shards, seen by one of them.
+pub trait Collective: Send + Sync {
+    /// This shard's number, from 0.
+    fn rank(&self) -> usize;
+
+    /// How many shards there are.
+    fn size(&self) -> usize;
+
+    /// Replaces `values`, of one length on all shards, by their sum, added in the order of ranks.
+    ///
+    /// # Errors
+    /// If another shard ended early.
+    fn sum_f32(&self, values: &mut [f32]) -> Result<(), Disconnected>;
+
+    /// [`Collective::sum_f32`] for counts.
+    ///
+    /// # Errors
+    /// If another shard ended early.
+    fn sum_u64(&self, values: &mut [u64]) -> Result<(), Disconnected>;
+
+    /// Replaces `values`, of one length on all shards, by those of shard `root`.
+    ///
+    /// # Errors
+    /// If another shard ended early.
+    fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<(), Disconnected>;
+
+    /// The bytes that each shard gives, in the order of ranks.
+    ///
+    /// # Errors
+    /// If another shard ended early.
+    fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Disconnected>;
+}
+
+/// The part of `count` things that falls to shard `rank` of `size`: contiguous, in the order of ranks, as even as can be.
+pub fn share(count: usize, rank: usize, size: usize) -> Range<usize> {
+    let start = |rank: usize| count / size * rank + (count % size).min(rank);
+    start(rank)..start(rank + 1)
+}
+
+/// A shard that is alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Solo;
+
+impl Collective for Solo {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn sum_f32(&self, _: &mut [f32]) -> Result<(), Disconnected> {
+        Ok(())
+    }
+
+    fn sum_u64(&self, _: &mut [u64]) -> Result<(), Disconnected> {
+        Ok(())
+    }
+
+    fn broadcast(&self, _: usize, _: &mut [f32]) -> Result<(), Disconnected> {
+        Ok(())
+    }
+
+    fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Disconnected> {
+        Ok(vec![own.to_vec()])
+    }
+}
+
+/// Runs `shard` on `size` threads, which talk through the collective that each is given, and returns what they return
+/// in the order of ranks.
+///
+/// # Errors
+/// The error of the first shard that failed of its own; shards that failed since another did are not asked.
+///
+/// # Panics
+/// If a shard panics, with its panic.
+pub fn run_shards<T: Send, E: Send>(
+    size: usize,
+    shard: impl Fn(&dyn Collective) -> Result<T, E> + Sync,
+) -> Result<Vec<T>, E> {
+    if size == 1 {
+        return Ok(vec![shard(&Solo)?]);
+    }
+    let table = Table::new(size);
+    let first_error = Mutex::new(None);
+    let results = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..size)
+            .map(|rank| {
+                let (table, shard, first_error) = (&table, &shard, &first_error);
+                scope.spawn(move || {
+                    let leave = Leave(table);
+                    let result = shard(&Thread { rank, table });
+                    match result {
+                        Ok(value) => {
+                            std::mem::forget(leave); // it ended as it should: nobody waits for it any more
+                            Some(value)
+                        }
+                        Err(error) => {
+                            let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
+                            first.get_or_insert(error); // before the others hear of it
+                            None
+                        }
+                    }
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect::<Vec<_>>()
+    });
+    match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(results.into_iter().flatten().collect()),
+    }
+}
+
+/// Breaks the table when its shard ends early, by an error or a panic, so that the others do not wait for ever.
+struct Leave<'a>(&'a Table);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.lock().broken = true;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Where the threads of one group meet: each lays down the address of its buffer, and when all have, each works on its
+/// part of all of them.
+struct Table {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// Buffers laid down in this round: address and length in bytes.
+    laid: Vec<Option<(usize, usize)>>,
+    arrived: usize,
+    done: usize,
+    round: u64,
+    broken: bool,
+}
+
+impl Table {
+    fn new(size: usize) -> Self {
+        let state = State { laid: vec![None; size], arrived: 0, done: 0, round: 0, broken: false };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lays down `own`, waits for the others' buffers, runs `work` on all of them, and waits until everybody has.
+    ///
+    /// Between the two waits no shard can leave (`work` panics on all of them or on none), so every address stays valid
+    /// while `work` runs.
+    fn meet<T>(
+        &self,
+        rank: usize,
+        own: (usize, usize),
+        work: impl FnOnce(&[(usize, usize)]) -> T,
+    ) -> Result<T, Disconnected> {
+        let mut state = self.lock();
+        let (size, round) = (state.laid.len(), state.round);
+        state.laid[rank] = Some(own);
+        state.arrived += 1;
+        self.changed.notify_all();
+        while state.arrived < size {
+            if state.broken {
+                return Err(Disconnected);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let buffers: Vec<_> = state.laid.iter().flatten().copied().collect();
+        drop(state);
+        let result = work(&buffers);
+        let mut state = self.lock();
+        state.done += 1;
+        if state.done == size {
+            state.laid.fill(None);
+            (state.arrived, state.done, state.round) = (0, 0, round + 1);
+            self.changed.notify_all();
+        }
+        while state.round == round {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(result)
+    }
+}
+
+/// One thread of a group.
+struct Thread<'a> {
+    rank: usize,
+    table: &'a Table,
+}
+
+impl Thread<'_> {
+    fn sum<T: Copy + std::ops::AddAssign>(&self, values: &mut [T]) -> Result<(), Disconnected> {
+        let (rank, size, length) = (self.rank(), self.size(), values.len());
+        let own = (values.as_mut_ptr() as usize, length);
+        self.table.meet(rank, own, |buffers| {
+            assert!(buffers.iter().all(|b| b.1 == length), "a sum over buffers of different lengths");
+            for index in share(length, rank, size) {
+                // SAFETY: all buffers have `length` elements of type T and stay borrowed until everybody is done; this
+                // element of each is read and written by this shard alone.
+                unsafe {
+                    let mut sum = *(buffers[0].0 as *const T).add(index);
+                    for buffer in &buffers[1..] {
+                        sum += *(buffer.0 as *const T).add(index);
+                    }
+                    for buffer in buffers {
+                        *(buffer.0 as *mut T).add(index) = sum;
+                    }
+                }
+            }
+        })
+    }
+}
+
+impl Collective for Thread<'_> {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.table.lock().laid.len()
+    }
+
+    fn sum_f32(&self, values: &mut [f32]) -> Result<(), Disconnected> {
+        self.sum(values)
+    }
+
+    fn sum_u64(&self, values: &mut [u64]) -> Result<(), Disconnected> {
+        self.sum(values)
+    }
+
+    fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<(), Disconnected> {
+        let (target, length) = (values.as_mut_ptr(), values.len());
+        self.table.meet(self.rank, (target as usize, length), |buffers| {
+            assert!(buffers.iter().all(|b| b.1 == length), "a broadcast between buffers of different lengths");
+            if self.rank != root {
+                // SAFETY: both have `length` floats and are different buffers; the root's is only read until everybody
+                // is done, this shard's is its own.
+                unsafe { std::ptr::copy_nonoverlapping(buffers[root].0 as *const f32, target, length) };
+            }
+        })
+    }
+
+    fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Disconnected> {
+        self.table.meet(self.rank, (own.as_ptr() as usize, own.len()), |buffers| {
+            let copy = |&(start, length): &(usize, usize)| {
+                // SAFETY: the bytes stay borrowed until everybody is done, and nobody writes them.
+                unsafe { std::slice::from_raw_parts(start as *const u8, length) }.to_vec()
+            };
+            buffers.iter().map(copy).collect()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_contiguous_even_and_complete() {
+        for (count, size) in [(0, 3), (2, 8), (8, 8), (17, 5), (100, 1)] {
+            let shares: Vec<_> = (0..size).map(|rank| share(count, rank, size)).collect();
+            assert_eq!(shares[0].start, 0);
+            assert_eq!(shares[size - 1].end, count);
+            assert!(shares.windows(2).all(|pair| pair[0].end == pair[1].start));
+            let lengths = shares.iter().map(|s| s.len());
+            assert!(lengths.clone().max().unwrap() - lengths.min().unwrap() <= 1);
+        }
+    }
+
+    #[test]
+    fn every_shard_hears_the_same_in_every_round() {
+        let results = run_shards(5, |collective| {
+            let rank = collective.rank();
+            let mut heard = Vec::new();
+            for round in 0..200_usize {
+                let mut counts = [rank as u64, 1, round as u64];
+                collective.sum_u64(&mut counts)?;
+                let mut numbers = vec![rank as f32; 7];
+                collective.broadcast(round % 5, &mut numbers)?;
+                let bytes = collective.gather(&vec![rank as u8; rank])?;
+                heard.push((counts, numbers, bytes));
+            }
+            Ok::<_, Disconnected>(heard)
+        });
+        let results = results.unwrap();
+        for heard in &results {
+            for (round, (counts, numbers, bytes)) in heard.iter().enumerate() {
+                assert_eq!(*counts, [10, 5, 5 * round as u64]);
+                assert_eq!(*numbers, [(round % 5) as f32; 7]);
+                assert_eq!(*bytes, (0..5).map(|rank| vec![rank as u8; rank]).collect::<Vec<_>>());
+            }
+        }
+        assert_eq!(results.len(), 5);
+    }
+
+    #[test]
+    fn a_shard_that_fails_ends_the_others_with_its_own_error() {
+        #[derive(Debug, PartialEq)]
+        enum Failure {
+            Own,
+            Other(Disconnected),
+        }
+        let result = run_shards(4, |collective| {
+            if collective.rank() == 2 {
+                return Err(Failure::Own);
+            }
+            collective.sum_f32(&mut [1.0]).map_err(Failure::Other)
+        });
+        assert_eq!(result, Err(Failure::Own));
+    }
+}
