@@ -65,7 +65,8 @@ impl Factor {
             for (j, &value) in diagonal.iter().enumerate() {
                 values[j * n + j] = (f64::from(value) + damping * mean) as f32;
             }
-            match factor(&mut values, n, 0..n) {
+            let mut cholesky = Cholesky { values: &mut values, n, inverses: Vec::with_capacity(n.div_ceil(BASE)) };
+            match cholesky.factor(0..n) {
                 Ok(()) => break,
                 Err((column, pivot)) if raises == RAISES => {
                     return Err(Error::Pivot { column, pivot, damping, raises });
@@ -171,29 +172,30 @@ enum Triangle {
 
 /// Copies what lies strictly in the triangle `from` of a square matrix to its mirror image.
 fn mirror(values: &mut [f32], n: usize, from: Triangle) {
-    const SIDE: usize = 64;
-    // Strips of rows are turned into scratch space in parallel, since source and target lie in the same rows.
-    for strip in (0..n).step_by(SIDE) {
-        let rows = strip..(strip + SIDE).min(n);
-        // Lower (target) rows of this strip come from the columns of the strip above them, and the other way round.
-        match from {
+    const STRIP: usize = 256;
+    /// Rows a task: as many as a cache line of the source has floats.
+    const LINES: usize = 16;
+    for strip in (0..n).step_by(STRIP) {
+        let rows = strip..(strip + STRIP).min(n);
+        // The strip's part of the target triangle mirrors columns of the rows above it, or below it.
+        let (target, source, first) = match from {
             Triangle::Upper => {
                 let (above, own) = values.split_at_mut(rows.start * n);
-                own[..rows.len() * n].par_chunks_mut(n).zip(rows.clone().into_par_iter()).for_each(|(target, i)| {
-                    for (j, value) in target[..rows.start].iter_mut().enumerate() {
-                        *value = above[j * n + i];
-                    }
-                });
+                (&mut own[..rows.len() * n], &*above, 0)
             }
             Triangle::Lower => {
                 let (own, below) = values.split_at_mut(rows.end * n);
-                own[rows.start * n..].par_chunks_mut(n).zip(rows.clone().into_par_iter()).for_each(|(target, i)| {
-                    for (j, value) in target[rows.end..].iter_mut().enumerate() {
-                        *value = below[j * n + i];
-                    }
-                });
+                (&mut own[rows.start * n..], &*below, rows.end)
             }
-        }
+        };
+        target.par_chunks_mut(LINES * n).enumerate().for_each(|(chunk, target)| {
+            let column = rows.start + chunk * LINES;
+            for (j, source) in source.chunks_exact(n).enumerate() {
+                for (target, &value) in target.chunks_exact_mut(n).zip(&source[column..]) {
+                    target[first + j] = value;
+                }
+            }
+        });
         for i in rows.clone() {
             for j in i + 1..rows.end {
                 let (upper, lower) = (i * n + j, j * n + i);
@@ -211,94 +213,122 @@ fn middle(range: &Range<usize>) -> usize {
     range.end - (range.len() / 2).next_multiple_of(BASE).min((range.len() - 1) / BASE * BASE)
 }
 
-/// H[range, range] → V[range, range] in place, given that all columns after the range are done. The error is the column
-/// whose pivot is not positive, and that pivot.
-fn factor(values: &mut [f32], n: usize, range: Range<usize>) -> Result<(), (usize, f64)> {
-    if range.len() <= BASE {
-        return factor_directly(values, n, range);
-    }
-    let middle = middle(&range);
-    let (head, tail) = (range.start..middle, middle..range.end);
-    factor(values, n, tail.clone())?;
-    divide(values, n, head.clone(), tail.clone());
-    let part = |columns: &Range<usize>| Part { rows: head.clone(), columns: columns.clone() };
-    let matrix = MatrixMut::new(values, n, n);
-    gemm_within(matrix, -1.0, part(&tail), part(&tail), 1.0, part(&head), Region::Upper);
-    factor(values, n, head)
+/// H → V in place, with what it needs on the way.
+struct Cholesky<'a> {
+    values: &'a mut [f32],
+    n: usize,
+    /// V_bb⁻ᵀ of the base blocks, counted from the last column.
+    inverses: Vec<Vec<f32>>,
 }
 
-/// H[rows, range] → V[rows, range] in place: the solution of V[rows, range] · V[range, range]ᵀ = H[rows, range].
-fn divide(values: &mut [f32], n: usize, rows: Range<usize>, range: Range<usize>) {
-    if range.len() <= BASE {
-        let width = range.len();
-        let inverse = invert(values, n, &range);
-        let mut right = vec![0.0; rows.len() * width];
-        for (to, from) in right.chunks_exact_mut(width).zip(values[rows.start * n..].chunks(n)) {
-            to.copy_from_slice(&from[range.clone()]);
+impl Cholesky<'_> {
+    /// H[range, range] → V[range, range], given that all columns after the range are done. The error is the column
+    /// whose pivot is not positive, and that pivot.
+    fn factor(&mut self, range: Range<usize>) -> Result<(), (usize, f64)> {
+        if range.len() <= BASE {
+            factor_directly(self.values, self.n, range.clone())?;
+            self.inverses.push(invert(self.values, self.n, &range));
+            return Ok(());
         }
-        let target = MatrixMut::with_stride(&mut values[rows.start * n + range.start..], rows.len(), width, n);
-        let (right, inverse) = (MatrixRef::new(&right, rows.len(), width), MatrixRef::new(&inverse, width, width));
-        return gemm(1.0, right, inverse, 0.0, target, Region::Full);
+        let middle = middle(&range);
+        let (head, tail) = (range.start..middle, middle..range.end);
+        self.factor(tail.clone())?;
+        self.divide(head.clone(), tail.clone());
+        let part = |columns: &Range<usize>| Part { rows: head.clone(), columns: columns.clone() };
+        let matrix = MatrixMut::new(self.values, self.n, self.n);
+        gemm_within(matrix, -1.0, part(&tail), part(&tail), 1.0, part(&head), Region::Upper);
+        self.factor(head)
     }
-    let middle = middle(&range);
-    let (head, tail) = (range.start..middle, middle..range.end);
-    divide(values, n, rows.clone(), tail.clone());
-    gemm_within(
-        MatrixMut::new(values, n, n),
-        -1.0,
-        Part { rows: rows.clone(), columns: tail.clone() },
-        Part { rows: head.clone(), columns: tail },
-        1.0,
-        Part { rows: rows.clone(), columns: head.clone() },
-        Region::Full,
-    );
-    divide(values, n, rows, head);
+
+    /// H[rows, range] → V[rows, range]: the solution of V[rows, range] · V[range, range]ᵀ = H[rows, range].
+    fn divide(&mut self, rows: Range<usize>, range: Range<usize>) {
+        let n = self.n;
+        if range.len() <= BASE {
+            let width = range.len();
+            let mut right = vec![0.0; rows.len() * width];
+            for (to, from) in right.chunks_exact_mut(width).zip(self.values[rows.start * n..].chunks_exact(n)) {
+                to.copy_from_slice(&from[range.clone()]);
+            }
+            let start = rows.start * n + range.start;
+            let target = MatrixMut::with_stride(&mut self.values[start..], rows.len(), width, n);
+            let inverse = MatrixRef::new(&self.inverses[(n - range.end) / BASE], width, width);
+            return gemm(1.0, MatrixRef::new(&right, rows.len(), width), inverse, 0.0, target, Region::Full);
+        }
+        let middle = middle(&range);
+        let (head, tail) = (range.start..middle, middle..range.end);
+        self.divide(rows.clone(), tail.clone());
+        gemm_within(
+            MatrixMut::new(self.values, n, n),
+            -1.0,
+            Part { rows: rows.clone(), columns: tail.clone() },
+            Part { rows: head.clone(), columns: tail },
+            1.0,
+            Part { rows: rows.clone(), columns: head.clone() },
+            Region::Full,
+        );
+        self.divide(rows, head);
+    }
 }
 
-/// [`factor`] of a small block, in f64.
+/// A small block of the factorization in f64: column after column from the last, each taken out of those before it.
 fn factor_directly(values: &mut [f32], n: usize, range: Range<usize>) -> Result<(), (usize, f64)> {
     let size = range.len();
     let mut block = [[0f64; BASE]; BASE];
-    for i in 0..size {
+    for (i, row) in block[..size].iter_mut().enumerate() {
         for j in i..size {
-            block[i][j] = f64::from(values[(range.start + i) * n + range.start + j]);
+            row[j] = f64::from(values[(range.start + i) * n + range.start + j]);
         }
     }
     for j in (0..size).rev() {
-        for i in (0..=j).rev() {
-            let sum: f64 = (j + 1..size).map(|k| block[i][k] * block[j][k]).sum();
-            let rest = block[i][j] - sum;
-            if i < j {
-                block[i][j] = rest / block[j][j];
-            } else if rest > 0.0 && rest.is_finite() {
-                block[j][j] = rest.sqrt();
-            } else {
-                return Err((range.start + j, rest));
+        let pivot = block[j][j];
+        if pivot.is_nan() || pivot <= 0.0 || pivot.is_infinite() {
+            return Err((range.start + j, pivot));
+        }
+        let mut column = [0f64; BASE];
+        for (i, value) in column[..=j].iter_mut().enumerate() {
+            *value = block[i][j] / pivot.sqrt();
+            block[i][j] = *value;
+        }
+        for (i, row) in block[..j].iter_mut().enumerate() {
+            let factor = column[i];
+            // Below the diagonal nothing is read again, so whole rows may be updated.
+            for (value, other) in row[..j].iter_mut().zip(&column[..j]) {
+                *value -= factor * other;
             }
         }
     }
-    for i in 0..size {
+    for (i, row) in block[..size].iter().enumerate() {
         for j in i..size {
-            values[(range.start + i) * n + range.start + j] = block[i][j] as f32;
+            values[(range.start + i) * n + range.start + j] = row[j] as f32;
         }
     }
     Ok(())
 }
 
-/// V[range, range]⁻ᵀ [width, width], row-major, lower triangular: by substitution in f64.
+/// V[range, range]⁻ᵀ [width, width], row-major, lower triangular: by substitution in f64, from the last row of V⁻¹ up.
 fn invert(values: &[f32], n: usize, range: &Range<usize>) -> Vec<f32> {
     let width = range.len();
-    let at = |i: usize, j: usize| f64::from(values[(range.start + i) * n + range.start + j]);
-    // Row i of `inverse` is column i of V⁻¹: it starts at the diagonal of V and goes up.
     let mut inverse = vec![0f64; width * width];
-    for (c, column) in inverse.chunks_exact_mut(width.max(1)).enumerate() {
-        column[c] = 1.0 / at(c, c);
-        for i in (0..c).rev() {
-            let sum: f64 = (i + 1..=c).map(|k| at(i, k) * column[k]).sum();
-            column[i] = -sum / at(i, i);
+    for i in (0..width).rev() {
+        let row = &values[(range.start + i) * n + range.start..][..width];
+        let (own, below) = inverse[i * width..].split_at_mut(width);
+        for (below, &v) in below.chunks_exact(width).zip(&row[i + 1..]) {
+            for (value, other) in own[i + 1..].iter_mut().zip(&below[i + 1..]) {
+                *value -= f64::from(v) * other;
+            }
+        }
+        own[i] = 1.0;
+        for value in &mut own[i..] {
+            *value /= f64::from(row[i]);
         }
     }
-    inverse.into_iter().map(|value| value as f32).collect()
+    let mut turned = vec![0f32; width * width];
+    for (i, row) in inverse.chunks_exact(width.max(1)).enumerate() {
+        for (j, &value) in row.iter().enumerate() {
+            turned[j * width + i] = value as f32;
+        }
+    }
+    turned
 }
 
 /// The inverse of every panel's diagonal block.

@@ -24,6 +24,14 @@ impl Hessian {
         self.columns
     }
 
+    /// H[i, j] for i ≤ j; for i > j the same by symmetry.
+    ///
+    /// # Panics
+    /// If (i, j) lies outside H.
+    pub fn at(&self, i: usize, j: usize) -> f32 {
+        self.values[i.min(j) * self.columns + i.max(j)]
+    }
+
     /// Adds XᵀX for `inputs` X [tokens, columns]: tokens · columns² operations.
     ///
     /// # Panics
