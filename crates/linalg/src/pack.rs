@@ -141,8 +141,20 @@ unsafe fn pack_turned<T: Element>(
             // SAFETY: as the caller promises.
             T::widen(unsafe { operand.run(first + e, from + k0, run) }, &mut to[..run]);
         }
-        for (k, to) in panel[k0 * width..(k0 + run) * width].chunks_exact_mut(width).enumerate() {
-            for (to, from) in to.iter_mut().zip(&lines[..count]) {
+        let panel = &mut panel[k0 * width..(k0 + run) * width];
+        let whole = if run.is_multiple_of(4) { width / 4 * 4 } else { 0 };
+        for e in (0..whole).step_by(4) {
+            for k in (0..run).step_by(4) {
+                // Four by four, which compilers turn into register shuffles.
+                let square: [[f32; 4]; 4] = std::array::from_fn(|y| std::array::from_fn(|x| lines[e + y][k + x]));
+                for x in 0..4 {
+                    let turned: [f32; 4] = std::array::from_fn(|y| square[y][x]);
+                    panel[(k + x) * width + e..][..4].copy_from_slice(&turned);
+                }
+            }
+        }
+        for (k, to) in panel.chunks_exact_mut(width).enumerate() {
+            for (to, from) in to[whole..].iter_mut().zip(&lines[whole..count.max(whole)]) {
                 *to = from[k];
             }
         }

@@ -226,7 +226,11 @@ impl Cholesky<'_> {
     /// whose pivot is not positive, and that pivot.
     fn factor(&mut self, range: Range<usize>) -> Result<(), (usize, f64)> {
         if range.len() <= BASE {
-            factor_directly(self.values, self.n, range.clone())?;
+            let arch = pulp::Arch::new();
+            arch.dispatch(
+                #[inline(always)]
+                || factor_directly(self.values, self.n, range.clone()),
+            )?;
             self.inverses.push(invert(self.values, self.n, &range));
             return Ok(());
         }
@@ -271,6 +275,7 @@ impl Cholesky<'_> {
 }
 
 /// A small block of the factorization in f64: column after column from the last, each taken out of those before it.
+#[inline(always)]
 fn factor_directly(values: &mut [f32], n: usize, range: Range<usize>) -> Result<(), (usize, f64)> {
     let size = range.len();
     let mut block = [[0f64; BASE]; BASE];
@@ -307,13 +312,22 @@ fn factor_directly(values: &mut [f32], n: usize, range: Range<usize>) -> Result<
 
 /// V[range, range]⁻ᵀ [width, width], row-major, lower triangular: by substitution in f64, from the last row of V⁻¹ up.
 fn invert(values: &[f32], n: usize, range: &Range<usize>) -> Vec<f32> {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || substitute(values, n, range),
+    )
+}
+
+#[inline(always)]
+fn substitute(values: &[f32], n: usize, range: &Range<usize>) -> Vec<f32> {
     let width = range.len();
     let mut inverse = vec![0f64; width * width];
     for i in (0..width).rev() {
         let row = &values[(range.start + i) * n + range.start..][..width];
         let (own, below) = inverse[i * width..].split_at_mut(width);
-        for (below, &v) in below.chunks_exact(width).zip(&row[i + 1..]) {
-            for (value, other) in own[i + 1..].iter_mut().zip(&below[i + 1..]) {
+        for (k, below) in (i + 1..).zip(below.chunks_exact(width)) {
+            let v = row[k];
+            for (value, other) in own[k..].iter_mut().zip(&below[k..]) {
                 *value -= f64::from(v) * other;
             }
         }

@@ -60,36 +60,16 @@ impl TileGrid {
 }
 
 impl Sweep<'_> {
-    /// Sweeps the first `pivots.len()` columns of a tile.
+    /// Sweeps the first `pivots.len()` columns of a tile, with the widest vectors that the processor has.
     pub(crate) fn run(&self, tile: &mut Tile, grid: Option<&TileGrid>) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw") {
-                // SAFETY: the processor has what the function asks for.
-                return unsafe { self.run_avx512(tile, grid) };
-            }
-            if std::is_x86_feature_detected!("avx2") {
-                // SAFETY: as above.
-                return unsafe { self.run_avx2(tile, grid) };
-            }
-        }
-        self.run_anywhere(tile, grid);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    fn run_avx512(&self, tile: &mut Tile, grid: Option<&TileGrid>) {
-        self.run_anywhere(tile, grid);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    fn run_avx2(&self, tile: &mut Tile, grid: Option<&TileGrid>) {
-        self.run_anywhere(tile, grid);
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || self.sweep(tile, grid),
+        );
     }
 
     #[inline(always)]
-    fn run_anywhere(&self, tile: &mut Tile, grid: Option<&TileGrid>) {
+    fn sweep(&self, tile: &mut Tile, grid: Option<&TileGrid>) {
         let width = self.pivots.len();
         let step = self.groups.map_or(LANES, |(_, group)| group * (LANES / group).max(1));
         tile.squares = [0.0; LANES];
