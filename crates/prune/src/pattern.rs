@@ -26,6 +26,24 @@ impl fmt::Display for Method {
     }
 }
 
+/// Why a text names no method.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no method: sparsegpt, wanda and magnitude are")]
+pub struct ParseMethodError(String);
+
+impl FromStr for Method {
+    type Err = ParseMethodError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "sparsegpt" => Ok(Method::Sparsegpt),
+            "wanda" => Ok(Method::Wanda),
+            "magnitude" => Ok(Method::Magnitude),
+            _ => Err(ParseMethodError(text.to_owned())),
+        }
+    }
+}
+
 /// How many weights go, and where they may.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pattern {

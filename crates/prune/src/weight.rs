@@ -34,6 +34,12 @@ impl Weight {
         turned
     }
 
+    /// Row and column of some value that is NaN or infinite, if there is one.
+    pub fn not_finite(&self) -> Option<(usize, usize)> {
+        let at = self.values.par_iter().position_any(|value| !value.is_finite())?;
+        Some((at % self.rows, at / self.rows))
+    }
+
     /// The number of rows: outputs of the layer.
     pub fn rows(&self) -> usize {
         self.rows

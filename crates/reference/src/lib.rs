@@ -1,0 +1,30 @@
+//! SparseGPT in float64, straight from the paper: what everything else is tested against.
+//!
+//! One thread, plain loops, never optimized: a reader should be able to hold each function next to the paper (Frantar &
+//! Alistarh 2023, arXiv 2301.00774, Algorithm 1) and see that they say the same. The modules follow the data:
+//!
+//! ```text
+//! inputs X ─▶ hessian ─▶ factor ─▶ select, quantize ─▶ prune ─▶ Answer
+//!             H = XᵀX    V, U      which weights go    the sweep
+//! ```
+//!
+//! [`obs`] is the oracle of this oracle: the textbook method, with an explicit inverse at every step, for tiny layers.
+//! Wrong shapes are mistakes of the calling test and panic.
+
+mod baselines;
+mod factor;
+mod hessian;
+mod matrix;
+mod obs;
+mod prune;
+mod quantize;
+mod select;
+
+pub use baselines::{magnitude, wanda};
+pub use factor::{NotPositive, cholesky, factor, inverse, inverse_factor, invert_upper};
+pub use hessian::{Damped, damped, hessian};
+pub use matrix::Matrix;
+pub use obs::{Removed, obs, obs_inverse_diagonal};
+pub use prune::{Answer, Settings, prune, sweep_with_factor, sweep_with_inverse_factor};
+pub use quantize::Grid;
+pub use select::{Selection, dropped, effective_panel_width, n_of_m, smallest};

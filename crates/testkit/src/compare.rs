@@ -1,0 +1,77 @@
+//! Comparisons that say what is wrong: where, by how much, out of how many.
+
+/// Asserts |got − want| ≤ `tolerance(position)` for every position. A NaN is close to nothing.
+///
+/// # Panics
+/// If the lengths differ, or an entry is off: with `what`, the entry furthest outside its tolerance, and how many are.
+pub fn assert_close<A, B>(what: &str, got: &[A], want: &[B], tolerance: impl Fn(usize) -> f64)
+where
+    A: Copy + Into<f64>,
+    B: Copy + Into<f64>,
+{
+    assert_eq!(got.len(), want.len(), "{what}: lengths");
+    let excess = |position: usize| {
+        let difference = (got[position].into() - want[position].into()).abs();
+        let allowed = tolerance(position);
+        let within = difference <= allowed;
+        (!within).then(|| if difference.is_nan() { f64::INFINITY } else { difference / allowed })
+    };
+    let outside: Vec<(usize, f64)> =
+        (0..got.len()).filter_map(|position| Some((position, excess(position)?))).collect();
+    if let Some(&(position, times)) = outside.iter().max_by(|a, b| a.1.total_cmp(&b.1)) {
+        panic!(
+            "{what}: {} of {} entries are outside their tolerance; the worst, {position}: got {:e}, want {:e}, which is \
+             {times:.3} times the tolerance {:e}",
+            outside.len(),
+            got.len(),
+            got[position].into(),
+            want[position].into(),
+            tolerance(position)
+        );
+    }
+}
+
+/// Asserts that two masks (true = kept) choose the same weights, except where the score lies within `tolerance` of
+/// `threshold`, and that they keep equally many. `scores` are those of the one choice that both masks made: a panel, a
+/// group, a row.
+///
+/// # Panics
+/// If the lengths or the counts differ, or the masks do where the score leaves no doubt.
+pub fn assert_same_mask(what: &str, got: &[bool], want: &[bool], scores: &[f64], threshold: f64, tolerance: f64) {
+    assert_eq!((got.len(), want.len()), (scores.len(), scores.len()), "{what}: lengths");
+    let kept = |mask: &[bool]| mask.iter().filter(|&&keep| keep).count();
+    assert_eq!(kept(got), kept(want), "{what}: weights kept, of {}", got.len());
+    for position in (0..got.len()).filter(|&position| got[position] != want[position]) {
+        let distance = (scores[position] - threshold).abs();
+        let in_doubt = distance <= tolerance;
+        assert!(
+            in_doubt,
+            "{what}: weight {position} is {}, its score {:e} lies {distance:e} from the threshold {threshold:e}; only \
+             {tolerance:e} would leave a doubt",
+            if got[position] { "kept and should go" } else { "gone and should be kept" },
+            scores[position]
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "1 of 3 entries")]
+    fn a_nan_is_not_close() {
+        assert_close("x", &[1.0, f32::NAN, 2.0], &[1.0, 1.0, 2.0], |_| f64::INFINITY);
+    }
+
+    #[test]
+    fn a_mask_may_differ_only_next_to_the_threshold() {
+        let scores = [1.0, 2.0, 2.001, 3.0];
+        let want = [false, false, true, true];
+        assert_same_mask("swapped", &[false, true, false, true], &want, &scores, 2.0, 0.01);
+        let wrong = [true, false, false, true];
+        assert!(std::panic::catch_unwind(|| assert_same_mask("", &wrong, &want, &scores, 2.0, 0.01)).is_err());
+        let too_many = [false, true, true, true];
+        assert!(std::panic::catch_unwind(|| assert_same_mask("", &too_many, &want, &scores, 2.0, 0.01)).is_err());
+    }
+}

@@ -1,0 +1,14 @@
+//! What the tests share: golden data, tolerances, comparisons, generators.
+//!
+//! Everything here is for tests, where a missing or malformed file is a mistake of the repository: these functions
+//! panic with the path and the reason instead of returning errors.
+
+pub mod compare;
+pub mod generate;
+pub mod golden;
+pub mod paths;
+pub mod poison;
+pub mod tolerance;
+
+pub use compare::{assert_close, assert_same_mask};
+pub use poison::{assert_overwritten, poisoned};

@@ -1,0 +1,77 @@
+//! How far a computed number may lie from the exact one: each a formula with its reason, all of them in this file.
+//!
+//! References to "Higham" are to N. J. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd edition, 2002.
+
+/// The unit roundoff of f32: a correctly rounded operation is off by at most this share of its result.
+pub const UNIT_F32: f64 = 1.0 / (1u64 << 24) as f64;
+
+/// The unit roundoff of f64.
+pub const UNIT_F64: f64 = 1.0 / (1u64 << 53) as f64;
+
+/// γ_k = k·u / (1 − k·u): bounds the relative error that k rounded operations in a row leave (Higham, lemma 3.1).
+///
+/// # Panics
+/// If k·u reaches one: no digit is left.
+pub fn gamma(k: usize, unit: f64) -> f64 {
+    let ku = k as f64 * unit;
+    assert!(ku < 1.0, "{k} roundings of {unit:e}");
+    ku / (1.0 - ku)
+}
+
+/// The error of one entry of an f32 product A·B with inner dimension k, in whatever order it is summed and with or
+/// without fused multiply-add: γ_k · (|A|·|B|)_ij (Higham, section 3.5). `scale` is (|A|·|B|)_ij or a bound of it, such
+/// as ‖a_i‖·‖b_j‖.
+pub fn gemm_tolerance(k: usize, scale: f64) -> f64 {
+    gamma(k, UNIT_F32) * scale
+}
+
+/// The error of one entry of an f32 Hessian H = XᵀX over this many tokens: a product whose (|X|ᵀ|X|)_ij is at most
+/// ‖x_i‖·‖x_j‖ = √(h_ii·h_jj).
+pub fn hessian_tolerance(tokens: usize, diagonal_i: f64, diagonal_j: f64) -> f64 {
+    gemm_tolerance(tokens, (diagonal_i * diagonal_j).sqrt())
+}
+
+/// The residual (V·Vᵀ − H)_ij of a triangular factorization of size n, as a share of √(h_ii·h_jj): γ_{n+1} / (1 −
+/// γ_{n+1}), whatever the condition of H. From |H − V·Vᵀ| ≤ γ_{n+1} |V|·|Vᵀ| (Higham, theorem 10.3) and
+/// (|V|·|Vᵀ|)_ij ≤ ‖v_i‖·‖v_j‖ with ‖v_i‖² ≤ h_ii / (1 − γ_{n+1}).
+pub fn factor_residual(n: usize, unit: f64) -> f64 {
+    let gamma = gamma(n + 1, unit);
+    gamma / (1.0 - gamma)
+}
+
+/// What agreement with the golden float64 answers means: |a − b| ≤ 1e-9 · max(1, |b|). The answers went through an
+/// explicit inverse, so they carry κ(H)·n·u: at most 1e5 · 256 · 1e-16 = 3e-9 at the very worst, and two to three orders
+/// of magnitude less in fact, since rounding errors do not all point the same way.
+pub fn golden(want: f64) -> f64 {
+    1e-9 * want.abs().max(1.0)
+}
+
+/// The error of one value w̃ of an f32 sweep over n columns, on the way from W to the moment its column is reached, as a
+/// multiple of `(|W| + |Δ_{<b}|·|V_{<b,b}|·|U_b| + |E_b|·|U_b|)_j`: 2·γ_{n+4}.
+///
+/// The products that bring the errors of the m columns before a panel of width w take at most m + 1 roundings for Δ·V (one
+/// is W − Q), one for U_b, w + 1 for the product with it; the sweep inside the panel at most w + 3 (one of U_b, two of e).
+/// With m + w ≤ n no term sees more than twice n + 4.
+pub fn sweep_tolerance(columns: usize) -> f64 {
+    2.0 * gamma(columns + 4, UNIT_F32)
+}
+
+/// How far an f32 solution may lie from the exact one. A weight q_j of row r may be off by this times
+/// ‖e_r‖ · √[H⁻¹]_jj, and a loss by twice this share of itself:
+///
+/// ```text
+/// 4 · u/√3 · (√tokens + √columns) · mean_j(h_jj · [H⁻¹]_jj)
+/// ```
+///
+/// A model of how rounding errors behave, not a bound; bounds of this kind are larger by factors of columns and say
+/// nothing. Roundings are independent with a mean of zero (Higham & Mary 2019, doi 10.1137/18M1226312) and a standard
+/// deviation of at most u/√3, so the products behind H and V leave `ε = u/√3 · (√tokens + √columns)` of √(h_ii·h_jj) in
+/// H_ij. V then moves by V·up(U·δH·Uᵀ), with up(A) the upper triangle and half the diagonal of A (the differential of
+/// a Cholesky factor). The Frobenius norm of U·δH·Uᵀ is about ε · Σ_j h_jj·[H⁻¹]_jj, the sum of the columns' variance
+/// inflation factors. A row's errors e are `columns` numbers that know nothing of it, nor does what becomes of them know
+/// of the column of U, of norm √[H⁻¹]_jj, by which it reaches q_j: each takes a √columns off, and the sum turns into the
+/// mean. The 4 is for four standard deviations, since it is the largest of thousands of weights that is compared.
+pub fn solve_tolerance(tokens: usize, columns: usize, mean_inflation: f64) -> f64 {
+    let unit = UNIT_F32 / 3f64.sqrt();
+    4.0 * unit * ((tokens as f64).sqrt() + (columns as f64).sqrt()) * mean_inflation
+}
