@@ -1,0 +1,29 @@
+# Daily commands. `just` lists them.
+
+default:
+    @just --list
+
+# Prune the demonstration model over eight shards.
+demo:
+    cargo run --release -p driver -- --shards 8
+
+# All tests.
+test:
+    cargo test --workspace
+
+# What CI runs.
+ci:
+    .ci/run
+
+# The stages of pruning on real layer shapes, as shares of this machine's best product; FILTER selects by name.
+bench FILTER="":
+    cargo bench -p prune --bench stages -- {{FILTER}}
+
+# The documentation of all crates, in a browser.
+doc:
+    cargo doc --workspace --no-deps --open
+
+# Format and lint.
+tidy:
+    cargo fmt --all
+    cargo clippy --workspace --all-targets -- -D warnings
