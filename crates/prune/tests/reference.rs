@@ -155,6 +155,24 @@ fn wanda_is_that_of_the_reference() {
     }
 }
 
+#[test]
+fn equal_scores_of_wanda_go_from_the_left() {
+    // Few weights and norms, all powers of two: products are exact, and many are equal.
+    let rows = 11;
+    let power = |at: usize, of: usize| f32::from(1u8 << (at * 7919 % 5 % of));
+    let weight: Vec<f32> =
+        (0..rows * COLUMNS).map(|at| if at % 2 == 0 { power(at, 3) } else { -power(at, 3) }).collect();
+    let norms: Vec<f32> = (0..COLUMNS).map(|j| power(j, 2)).collect();
+    let exact: Vec<f64> = norms.iter().map(|&norm| f64::from(norm)).collect();
+    for pattern in PATTERNS {
+        let mut got = Weight::from_row_major(&weight, rows, COLUMNS);
+        let mask = wanda(&mut got, pattern, &norms).unwrap_or_else(|error| panic!("{pattern}: {error}"));
+        let keep: Vec<bool> = (0..rows * COLUMNS).map(|at| mask.keeps(at / COLUMNS, at % COLUMNS)).collect();
+        let want = reference::wanda(&Matrix::from_f32(rows, COLUMNS, &weight), &exact, &selection(pattern));
+        assert_eq!(keep, want, "{pattern}");
+    }
+}
+
 /// The baselines correct nothing: what is kept has its bits, what goes is +0.0.
 fn assert_kept_as_it_was(got: &[f32], weight: &[f32], keep: &[bool]) {
     for (at, (&got, &weight)) in got.iter().zip(weight).enumerate() {

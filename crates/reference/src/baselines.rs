@@ -12,7 +12,7 @@ pub fn magnitude(weight: &Matrix, selection: &Selection) -> Vec<bool> {
 }
 
 /// What Wanda (Sun et al. 2023, arXiv 2306.11695) keeps, [rows, columns], true where a weight stays: the score is
-/// |w_ij| · ‖x_j‖ with `input_norms` [columns] the ‖x_j‖ = √H_jj of the calibration inputs. Unstructured: the smallest
+/// |w_ij| · ‖x_j‖ with `input_norms` `[columns]` the ‖x_j‖ = √H_jj of the calibration inputs. Unstructured: the smallest
 /// of each output row go, equal ones from the left. n:m: those of each group.
 ///
 /// # Panics

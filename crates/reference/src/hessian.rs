@@ -12,7 +12,7 @@ pub fn hessian(inputs: &Matrix) -> Matrix {
 pub struct Damped {
     /// H with a one on the diagonal of each dead column, plus `damp` on the whole diagonal.
     pub hessian: Matrix,
-    /// dead[j] is true where H_jj was zero; the weights of these columns are to be zeroed.
+    /// `dead[j]` is true where H_jj was zero; the weights of these columns are to be zeroed.
     pub dead: Vec<bool>,
     /// What was added to the diagonal: `damping · mean(diag H)`, the mean taken after the ones were put in.
     pub damp: f64,

@@ -45,7 +45,7 @@ impl Matrix {
         &self.values
     }
 
-    /// Row `i`, [columns].
+    /// Row `i`, `[columns]`.
     pub fn row(&self, i: usize) -> &[f64] {
         &self.values[i * self.columns..(i + 1) * self.columns]
     }

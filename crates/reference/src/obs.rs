@@ -8,7 +8,7 @@ use crate::Matrix;
 pub struct Removed {
     /// The weights that are left, [rows, columns].
     pub weight: Matrix,
-    /// Σ w_j² / (2 [H_F⁻¹]_jj) over the weights removed from each row, [rows].
+    /// `Σ w_j² / (2·[H_F⁻¹]_jj)` over the weights removed from each row, `[rows]`.
     pub loss_per_row: Vec<f64>,
 }
 
@@ -35,7 +35,7 @@ pub fn obs(weight: &Matrix, hessian: &Matrix, keep: &[bool]) -> Removed {
     removed
 }
 
-/// `[H_F⁻¹]_jj` for F the columns from j on, for each j, [columns]: what the paper's U_jj² stands for.
+/// `[H_F⁻¹]_jj` for F the columns from j on, for each j, `[columns]`: what the paper's U_jj² stands for.
 ///
 /// # Panics
 /// If a remaining Hessian is singular.

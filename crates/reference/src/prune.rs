@@ -30,7 +30,7 @@ pub struct Answer {
     pub scores: Matrix,
     /// E [rows, columns], e = (w̃ − q) / d. It equals (W − Q)·V.
     pub errors: Matrix,
-    /// Σ e² / 2 over each row, [rows].
+    /// Σ e² / 2 over each row, `[rows]`.
     pub loss_per_row: Vec<f64>,
 }
 

@@ -47,12 +47,6 @@ impl Random {
     }
 }
 
-/// `count` standard normal values.
-pub fn normals(seed: u64, count: usize) -> Vec<f32> {
-    let mut random = Random::new(seed);
-    (0..count).map(|_| random.normal() as f32).collect()
-}
-
 /// A linear layer and what it reads. Matrices are row-major.
 #[derive(Debug, Clone)]
 pub struct Layer {

@@ -52,7 +52,7 @@ pub struct PruneCase {
     pub inputs: Vec<f32>,
     /// Q [rows, columns].
     pub pruned: Vec<f64>,
-    /// Σ e² / 2 of each row, for H = XᵀX, [rows].
+    /// Σ e² / 2 of each row, for H = XᵀX, `[rows]`.
     pub loss: Vec<f64>,
     /// U [columns, columns], upper triangular, H⁻¹ = UᵀU for the damped H; three of the problems have it.
     pub inverse_factor: Option<Vec<f64>>,

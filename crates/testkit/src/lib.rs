@@ -7,8 +7,6 @@ pub mod compare;
 pub mod generate;
 pub mod golden;
 pub mod paths;
-pub mod poison;
 pub mod tolerance;
 
 pub use compare::{assert_close, assert_same_mask};
-pub use poison::{assert_overwritten, poisoned};

@@ -39,9 +39,9 @@ pub fn factor_residual(n: usize, unit: f64) -> f64 {
     gamma / (1.0 - gamma)
 }
 
-/// What agreement with the golden float64 answers means: |a − b| ≤ 1e-9 · max(1, |b|). The answers went through an
-/// explicit inverse, so they carry κ(H)·n·u: at most 1e5 · 256 · 1e-16 = 3e-9 at the very worst, and two to three orders
-/// of magnitude less in fact, since rounding errors do not all point the same way.
+/// What agreement with the golden float64 answers means: |a − b| ≤ 1e-9 · max(1, |b|). They went through an explicit
+/// inverse, so they carry κ(H)·n·u, and damping bounds κ: no eigenvalue exceeds the trace, n times the mean of the
+/// diagonal, and none is below the 0.01 times that mean which was added. 256 / 0.01 · 256 · u = 7e-10.
 pub fn golden(want: f64) -> f64 {
     1e-9 * want.abs().max(1.0)
 }
@@ -57,7 +57,7 @@ pub fn sweep_tolerance(columns: usize) -> f64 {
 }
 
 /// How far an f32 solution may lie from the exact one. A weight q_j of row r may be off by this times
-/// ‖e_r‖ · √[H⁻¹]_jj, and a loss by twice this share of itself:
+/// `‖e_r‖ · √[H⁻¹]_jj`, and a loss by twice this share of itself:
 ///
 /// ```text
 /// 4 · u/√3 · (√tokens + √columns) · mean_j(h_jj · [H⁻¹]_jj)
@@ -67,9 +67,9 @@ pub fn sweep_tolerance(columns: usize) -> f64 {
 /// nothing. Roundings are independent with a mean of zero (Higham & Mary 2019, doi 10.1137/18M1226312) and a standard
 /// deviation of at most u/√3, so the products behind H and V leave `ε = u/√3 · (√tokens + √columns)` of √(h_ii·h_jj) in
 /// H_ij. V then moves by V·up(U·δH·Uᵀ), with up(A) the upper triangle and half the diagonal of A (the differential of
-/// a Cholesky factor). The Frobenius norm of U·δH·Uᵀ is about ε · Σ_j h_jj·[H⁻¹]_jj, the sum of the columns' variance
+/// a Cholesky factor). The Frobenius norm of U·δH·Uᵀ is about `ε · Σ_j h_jj·[H⁻¹]_jj`, the sum of the columns' variance
 /// inflation factors. A row's errors e are `columns` numbers that know nothing of it, nor does what becomes of them know
-/// of the column of U, of norm √[H⁻¹]_jj, by which it reaches q_j: each takes a √columns off, and the sum turns into the
+/// of the column of U, of norm `√[H⁻¹]_jj`, by which it reaches q_j: each takes a √columns off, and the sum turns into the
 /// mean. The 4 is for four standard deviations, since it is the largest of thousands of weights that is compared.
 pub fn solve_tolerance(tokens: usize, columns: usize, mean_inflation: f64) -> f64 {
     let unit = UNIT_F32 / 3f64.sqrt();

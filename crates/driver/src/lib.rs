@@ -1,0 +1,22 @@
+//! What the command line is made of: flags ([`cli`]) and a settings file come to [`settings`], those and the model's
+//! shapes ([`architecture`]) to a [`plan`]; only then is anything done
+//! ([`pipeline`], [`evaluate`]). [`report`] and [`summary`] are
+//! the ending; [`inspect`] looks at what there is.
+
+pub mod cli;
+pub mod settings;
+
+pub mod architecture;
+pub mod inputs;
+pub mod inspect;
+pub mod plan;
+
+pub mod activations;
+pub mod blocks;
+pub mod evaluate;
+pub mod pipeline;
+pub mod progress;
+
+pub mod memory;
+pub mod report;
+pub mod summary;

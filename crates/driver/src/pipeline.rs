@@ -1,0 +1,130 @@
+//! A whole run: a planned prune in; perplexities, baselines, the pruned checkpoint and the report out.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use checkpoint::{Checkpoint, Output};
+use model::Model;
+use prune::{Method, run_shards};
+
+use crate::blocks::{Job, prune_blocks};
+use crate::evaluate::measure;
+use crate::inputs::Inputs;
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::report::{Clock, LayerReport, Perplexity, Phase, Report};
+use crate::settings;
+
+/// The report, in the folder of the result.
+pub const REPORT_NAME: &str = "pruning.json";
+
+/// Prunes as planned. The output folder appears when everything in it is complete.
+///
+/// # Errors
+/// Whatever is wrong with the model, the texts or the disk; nothing is left behind then.
+pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyhow::Result<Report> {
+    let settings = &plan.settings;
+    let clock = Mutex::new(Clock::start());
+    let model = Model::open(checkpoint)?;
+    let inputs = time(&clock, Phase::Embed, || Inputs::read(plan))?;
+    // Made first, so that an output that cannot be is refused before the work.
+    let output = Output::create(checkpoint, &settings.output, settings.overwrite)?;
+    let run = Run { plan, model: &model, inputs: &inputs, progress, clock: &clock };
+    let mut perplexities = Vec::new();
+    perplexities.extend(run.evaluate(&settings.model, None)?);
+    for method in [Method::Magnitude, Method::Wanda] {
+        if settings.baselines && settings.method != method {
+            // A baseline is a checkpoint that is measured and never published.
+            let baseline = Output::create(checkpoint, &settings.output, settings.overwrite)?;
+            run.prune(method, &baseline)?;
+            time(&clock, Phase::Write, || baseline.complete())?;
+            perplexities.extend(run.evaluate(baseline.staged(), Some(method))?);
+        }
+    }
+    let layers = run.prune(settings.method, &output)?;
+    time(&clock, Phase::Write, || output.complete())?;
+    perplexities.extend(run.evaluate(output.staged(), Some(settings.method))?);
+    let clock = clock.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        model: settings.model.clone(),
+        architecture: plan.layout.architecture.clone(),
+        output: settings.output.clone(),
+        method: settings.method,
+        pattern: settings.pattern.to_string(),
+        bits: settings.bits,
+        sequences: inputs.calibration.as_ref().map_or(0, |sequences| sequences.count()),
+        sequence_length: plan.sequence_length,
+        shards: settings.shards,
+        perplexities,
+        warnings: warnings(&layers),
+        layers,
+        phases: clock.phases(),
+        seconds: clock.seconds(),
+        peak_memory: clock.peak_memory(),
+    };
+    output.write_file(settings::FILE_NAME, settings.to_toml(plan.sequence_length)?.as_bytes())?;
+    output.write_file(REPORT_NAME, report.to_json()?.as_bytes())?;
+    output.publish()?;
+    Ok(report)
+}
+
+fn time<T>(clock: &Mutex<Clock>, phase: Phase, work: impl FnOnce() -> T) -> T {
+    clock.lock().unwrap_or_else(PoisonError::into_inner).time(phase, work)
+}
+
+/// What went not as asked, a line each.
+fn warnings(layers: &[LayerReport]) -> Vec<String> {
+    let raised = layers.iter().filter(|layer| layer.retries > 0);
+    let line = |layer: &LayerReport| {
+        let damping = layer.damping.unwrap_or_default();
+        format!("{}: the damping was raised to {damping} for its Hessian to be positive definite", layer.name)
+    };
+    raised.map(line).collect()
+}
+
+/// What the parts of a run share.
+struct Run<'a> {
+    plan: &'a Plan,
+    model: &'a Model<'a>,
+    inputs: &'a Inputs,
+    progress: &'a Progress,
+    clock: &'a Mutex<Clock>,
+}
+
+impl Run<'_> {
+    /// Prunes the model by some method into `output`.
+    fn prune(&self, method: Method, output: &Output) -> anyhow::Result<Vec<LayerReport>> {
+        let settings = &self.plan.settings;
+        let calibration = self.inputs.calibration.as_ref().filter(|_| method != Method::Magnitude);
+        let selects = |block: usize, name: &str| settings.selects(block, name);
+        let blocks = self.plan.stages().map(|stage| stage.block + 1).max().unwrap_or(0);
+        let task = self.progress.task(&format!("pruning, {method}"), blocks as u64);
+        let job = Job {
+            model: self.model,
+            method,
+            pattern: settings.pattern,
+            bits: settings.bits.filter(|_| method == Method::Sparsegpt),
+            damping: settings.damping,
+            panel_width: settings.panel_width,
+            sequences: calibration,
+            activations: self.plan.activations,
+            selects: &selects,
+            blocks,
+            output,
+            task: &task,
+        };
+        let mut reports = run_shards(settings.shards, |collective| prune_blocks(&job, collective, self.clock))?;
+        Ok(reports.swap_remove(0))
+    }
+
+    /// The perplexity of a checkpoint on the evaluation texts, if there are any.
+    fn evaluate(&self, folder: &Path, method: Option<Method>) -> anyhow::Result<Option<Perplexity>> {
+        let Some(windows) = &self.inputs.evaluation else { return Ok(None) };
+        let measured = time(self.clock, Phase::Evaluate, || {
+            let checkpoint = Checkpoint::open(folder)?;
+            measure(&Model::open(&checkpoint)?, method, windows, self.progress)
+        });
+        measured.map(Some)
+    }
+}

@@ -1,0 +1,383 @@
+//! The plan of a prune: which layers, by which stages, at what cost. Made from the settings and the checkpoint's
+//! shapes before any weight is read; everything that can be refused by then is refused here.
+
+use std::fmt;
+
+use anyhow::{bail, ensure};
+use checkpoint::{Checkpoint, Dtype};
+use prune::Method;
+
+use crate::architecture::{Layout, Stage};
+use crate::cli::Activations;
+use crate::memory;
+use crate::settings::Settings;
+use crate::summary::{grouped, operations, size};
+
+/// A prune, planned.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What was asked for.
+    pub settings: Settings,
+    /// The model's shapes.
+    pub layout: Layout,
+    /// Tokens per sequence.
+    pub sequence_length: usize,
+    /// How activations are kept: F32, F16 or BF16.
+    pub activations: Dtype,
+}
+
+/// Operations, a multiplication and an addition counted as two; of a symmetric result, one triangle is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Operations {
+    /// Products with the weights, and attention, of all blocks up to the last that is pruned.
+    pub forward: f64,
+    /// XᵀX: columns² · tokens for each stage.
+    pub hessian: f64,
+    /// V: columns³ / 3 for each stage.
+    pub factor: f64,
+    /// Δ·V and the sweeps: rows · columns² for each layer.
+    pub solve: f64,
+}
+
+/// Bytes that a prune holds at its peak, beside the pages of the checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// The residual stream and one more buffer of activations, tokens · hidden each.
+    pub activations: u64,
+    /// The widest Hessian, columns² in f32; the factor takes its place.
+    pub hessian: u64,
+    /// The largest layer: W and Δ in f32.
+    pub layer: u64,
+    /// One sequence for each thread on its way through a block, in f32.
+    pub workspace: u64,
+}
+
+impl Memory {
+    /// All of it.
+    pub fn peak(&self) -> u64 {
+        [self.activations, self.hessian, self.layer, self.workspace].into_iter().fold(0, u64::saturating_add)
+    }
+}
+
+impl Plan {
+    /// Plans the prune of a checkpoint.
+    ///
+    /// # Errors
+    /// If the architecture is unknown, if blocks are asked for that the model does not have, if no layer is selected,
+    /// if groups of n:m do not divide a layer's columns, or if sequences are longer than the model's positions.
+    pub fn new(settings: Settings, checkpoint: &Checkpoint) -> anyhow::Result<Self> {
+        Self::of_layout(settings, Layout::of_checkpoint(checkpoint)?)
+    }
+
+    fn of_layout(settings: Settings, layout: Layout) -> anyhow::Result<Self> {
+        let last = settings.blocks.end.checked_sub(1).filter(|&last| last != usize::MAX - 1);
+        if let Some(beyond) = [Some(settings.blocks.start), last].into_iter().flatten().find(|&at| at >= layout.blocks)
+        {
+            bail!("--blocks asks for block {beyond}, but the model has {}, counted from 0", layout.blocks);
+        }
+        let sequence_length = settings.sequence_length(layout.longest);
+        ensure!(
+            !layout.positions_end || sequence_length <= layout.longest,
+            "--sequence-length {sequence_length} is longer than the {} positions that the model has",
+            layout.longest
+        );
+        let activations = match settings.activations {
+            Activations::F32 => Dtype::F32,
+            Activations::F16 => Dtype::F16,
+            Activations::Bf16 => Dtype::BF16,
+            Activations::Auto if layout.dtype == Dtype::BF16 => Dtype::BF16,
+            Activations::Auto => Dtype::F16,
+        };
+        let plan = Self { settings, layout, sequence_length, activations };
+        let Some(first) = plan.stages().next() else {
+            let example = plan.layout.stages.first().and_then(|stage| stage.layers.first());
+            bail!(
+                "--only, --skip and --blocks leave no layer to prune; layers have names such as {}",
+                example.map_or("none at all", |layer| &layer.name)
+            );
+        };
+        debug_assert!(!first.layers.is_empty());
+        let group = plan.settings.pattern.group();
+        for layer in plan.stages().flat_map(|stage| stage.layers) {
+            ensure!(
+                layer.columns.is_multiple_of(group),
+                "the pattern {} needs groups of {group} columns, which do not divide the {} columns of {}; leave it out \
+                 with --skip, or choose another pattern",
+                plan.settings.pattern,
+                layer.columns,
+                layer.name
+            );
+        }
+        Ok(plan)
+    }
+
+    /// The stages that have layers to prune, in order, each with those layers only.
+    pub fn stages(&self) -> impl Iterator<Item = Stage> {
+        self.layout.stages.iter().filter_map(|stage| {
+            let mut stage = stage.clone();
+            stage.layers.retain(|layer| self.settings.selects(stage.block, &layer.name));
+            (!stage.layers.is_empty()).then_some(stage)
+        })
+    }
+
+    /// Calibration tokens.
+    pub fn tokens(&self) -> u64 {
+        (self.settings.sequences as u64).saturating_mul(self.sequence_length as u64)
+    }
+
+    /// What the prune costs, without reading texts and without evaluation.
+    pub fn operations(&self) -> Operations {
+        let calibrates = self.settings.method != Method::Magnitude;
+        let last = self.stages().map(|stage| stage.block).max().unwrap_or(0);
+        let tokens = self.tokens() as f64;
+        let mut total = Operations::default();
+        for stage in self.stages() {
+            let stage = stage_operations(&stage, tokens, self.settings.method);
+            total.hessian += stage.hessian;
+            total.factor += stage.factor;
+            total.solve += stage.solve;
+        }
+        if calibrates {
+            let before = self.layout.stages.iter().filter(|stage| stage.block <= last);
+            let weights: f64 =
+                before.flat_map(|stage| &stage.layers).map(|layer| layer.rows as f64 * layer.columns as f64).sum();
+            // Scores and their use, each 2 · hidden operations for each pair of a token and one that it may look back to.
+            let attention = 2.0 * self.sequence_length as f64 * self.layout.hidden as f64 * (last + 1) as f64;
+            total.forward = tokens * (2.0 * weights + attention);
+        }
+        total
+    }
+
+    /// What the prune holds at its peak.
+    pub fn memory(&self) -> Memory {
+        let product =
+            |factors: &[usize]| factors.iter().fold(1, |product: u64, &factor| product.saturating_mul(factor as u64));
+        let method = self.settings.method;
+        let calibrates = method != Method::Magnitude;
+        let widest = self.stages().map(|stage| stage.columns()).max().unwrap_or(0);
+        let outputs =
+            self.layout.stages.iter().flat_map(|stage| &stage.layers).map(|layer| layer.rows.max(layer.columns));
+        let outputs = outputs.max().unwrap_or(0);
+        let layer =
+            self.stages().flat_map(|stage| stage.layers).map(|layer| product(&[layer.rows, layer.columns])).max();
+        let copies = if method == Method::Sparsegpt { 2 } else { 1 };
+        let threads = rayon::current_num_threads().min(self.settings.sequences);
+        Memory {
+            activations: if calibrates {
+                product(&[
+                    2,
+                    self.settings.sequences,
+                    self.sequence_length,
+                    self.layout.hidden,
+                    self.activations.size(),
+                ])
+            } else {
+                0
+            },
+            hessian: if method == Method::Sparsegpt { product(&[widest, widest, 4]) } else { 0 },
+            layer: layer.unwrap_or(0).saturating_mul(copies * 4),
+            // Residual, normed, q, k, v and the attention's output, and two of the widest.
+            workspace: if calibrates {
+                product(&[threads, self.sequence_length, 4])
+                    .saturating_mul((6 * self.layout.hidden + 2 * outputs) as u64)
+            } else {
+                0
+            },
+        }
+    }
+}
+
+/// What one stage costs, without its forward pass.
+fn stage_operations(stage: &Stage, tokens: f64, method: Method) -> Operations {
+    let columns = stage.columns() as f64;
+    let rows: f64 = stage.layers.iter().map(|layer| layer.rows as f64).sum();
+    match method {
+        Method::Sparsegpt => Operations {
+            forward: 0.0,
+            hessian: columns * columns * tokens,
+            factor: columns.powi(3) / 3.0,
+            solve: rows * columns * columns,
+        },
+        // The norms of the columns, and one product for each score.
+        Method::Wanda => Operations { hessian: 2.0 * columns * tokens, solve: rows * columns, ..Operations::default() },
+        Method::Magnitude => Operations { solve: rows * columns, ..Operations::default() },
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Settings { model, output, method, pattern, sequences, shards, panel_width, damping, .. } = &self.settings;
+        let bits = self.settings.bits.map_or(String::new(), |bits| format!(", {bits} bits"));
+        writeln!(f, "Prune {}: {}, {} blocks", model.display(), self.layout.architecture, self.layout.blocks)?;
+        writeln!(f, "  to        {pattern}{bits} by {method}; {}", count(*shards, "shard"))?;
+        if *method == Method::Sparsegpt {
+            writeln!(f, "  with      damping {damping}, panels of {panel_width} columns")?;
+        }
+        if *method != Method::Magnitude {
+            let texts: Vec<_> = self.settings.calibration.iter().map(|path| path.display().to_string()).collect();
+            let sampling = self.settings.sampling;
+            writeln!(
+                f,
+                "  over      {sequences} sequences of {} tokens, {sampling}, from {}",
+                self.sequence_length,
+                texts.join(", ")
+            )?;
+            writeln!(f, "  keeping   activations in {}", self.activations)?;
+        }
+        writeln!(f, "  into      {}\n", output.display())?;
+
+        writeln!(
+            f,
+            "{:<15}{:>7}{:>9}{:>12}{:>12}{:>12}  layers",
+            "stage", "blocks", "columns", "Hessian", "factor", "solve"
+        )?;
+        let stages: Vec<_> = self.stages().collect();
+        let mut shown: Vec<&Stage> = Vec::new();
+        for stage in &stages {
+            if shown.iter().any(|other| other.looks_like(stage)) {
+                continue;
+            }
+            shown.push(stage);
+            let times = stages.iter().filter(|other| other.looks_like(stage)).count();
+            let cost = stage_operations(stage, self.tokens() as f64, *method);
+            let [hessian, factor, solve] =
+                [cost.hessian, cost.factor, cost.solve].map(|each| operations(each * times as f64));
+            let layers: Vec<_> = stage
+                .layers
+                .iter()
+                .map(|layer| format!("{} [{}, {}]", layer.short, layer.rows, layer.columns))
+                .collect();
+            let layers = layers.join(" ");
+            writeln!(
+                f,
+                "{:<15}{times:>7}{:>9}{hessian:>12}{factor:>12}{solve:>12}  {layers}",
+                stage.name,
+                stage.columns()
+            )?;
+        }
+        let layers = stages.iter().map(|stage| stage.layers.len()).sum();
+        let weights =
+            stages.iter().flat_map(|stage| &stage.layers).map(|layer| layer.rows as u64 * layer.columns as u64).sum();
+        writeln!(f, "{}, {} weights\n", count(layers, "layer"), grouped(weights))?;
+
+        let Operations { forward, hessian, factor, solve } = self.operations();
+        writeln!(
+            f,
+            "Operations    {:>12}, without reading texts and without evaluation",
+            operations(forward + hessian + factor + solve)
+        )?;
+        for (name, cost) in [("forward", forward), ("Hessian", hessian), ("factor", factor), ("solve", solve)] {
+            writeln!(f, "  {name:<12}{:>12}", operations(cost))?;
+        }
+        let needed = self.memory();
+        writeln!(
+            f,
+            "Memory peak   {:>12}, beside pages of the checkpoint, which the system takes back at need",
+            size(needed.peak())
+        )?;
+        let parts = [
+            ("activations", needed.activations),
+            ("Hessian", needed.hessian),
+            ("layer", needed.layer),
+            ("workspace", needed.workspace),
+        ];
+        for (name, bytes) in parts {
+            writeln!(f, "  {name:<12}{:>12}", size(bytes))?;
+        }
+        match memory::available() {
+            Some(available) if available < needed.peak() => writeln!(
+                f,
+                "This machine has {} free: too little. Fewer --sequences or a smaller --sequence-length need less.",
+                size(available)
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn count(count: usize, what: &str) -> String {
+    format!("{} {what}{}", grouped(count as u64), if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::architecture::Layer;
+    use crate::cli::Cli;
+    use clap::Parser;
+
+    fn layer(block: usize, short: &'static str, rows: usize, columns: usize) -> Layer {
+        Layer { name: format!("layers.{block}.{short}"), short, rows, columns }
+    }
+
+    /// A model of three blocks, hidden 64, with two stages each.
+    fn layout() -> Layout {
+        let stages = (0..3).flat_map(|block| {
+            let (q, k, down) = (layer(block, "q", 64, 64), layer(block, "k", 32, 64), layer(block, "down", 64, 200));
+            let stage = |index, name, layers| Stage { block, index, name, layers };
+            [stage(0, "q, k", vec![q, k]), stage(1, "down", vec![down])]
+        });
+        Layout {
+            architecture: "test".to_owned(),
+            blocks: 3,
+            vocabulary: 100,
+            hidden: 64,
+            longest: 100,
+            positions_end: true,
+            dtype: Dtype::BF16,
+            stages: stages.collect(),
+        }
+    }
+
+    fn plan(flags: &[&str]) -> Result<Plan, String> {
+        let always = ["driver", "model", "--calibration", "text.txt", "--sequences", "10"];
+        let cli = Cli::try_parse_from(always.iter().chain(flags)).unwrap();
+        let settings = Settings::resolve(&cli.prune).unwrap();
+        Plan::of_layout(settings, layout()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn operations_are_counted_as_documented() {
+        // Ten sequences of 100 tokens.
+        let all = plan(&[]).unwrap().operations();
+        assert_eq!(all.hessian, 3.0 * 1000.0 * (64.0 * 64.0 + 200.0 * 200.0));
+        assert!((all.factor - (64_f64.powi(3) + 200_f64.powi(3))).abs() < 1.0);
+        assert_eq!(all.solve, 3.0 * (96.0 * 64.0 * 64.0 + 64.0 * 200.0 * 200.0));
+        let weights = 96.0 * 64.0 + 64.0 * 200.0;
+        assert_eq!(all.forward, 3.0 * 1000.0 * (2.0 * weights + 2.0 * 100.0 * 64.0));
+        // One layer of block 1: two blocks are run, one Hessian of 200 columns is made.
+        let one = plan(&["--blocks", "1..2", "--only", "down"]).unwrap().operations();
+        assert_eq!((one.hessian, one.solve), (1000.0 * 200.0 * 200.0, 64.0 * 200.0 * 200.0));
+        assert!((one.forward / all.forward - 2.0 / 3.0).abs() < 1e-12);
+        let magnitude = plan(&["--method", "magnitude"]).unwrap().operations();
+        assert_eq!((magnitude.forward, magnitude.hessian, magnitude.factor), (0.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn memory_does_not_grow_with_the_number_of_blocks() {
+        let memory = plan(&[]).unwrap().memory();
+        assert_eq!(memory.activations, 2 * 1000 * 64 * 2);
+        assert_eq!(memory.hessian, 200 * 200 * 4);
+        assert_eq!(memory.layer, 2 * 64 * 200 * 4);
+        assert_eq!(plan(&["--blocks", "0..1"]).unwrap().memory(), memory);
+        assert_eq!(plan(&["--activations", "f32"]).unwrap().memory().activations, 2 * memory.activations);
+        assert_eq!(plan(&["--only", "q"]).unwrap().memory().hessian, 64 * 64 * 4);
+    }
+
+    #[test]
+    fn what_the_model_does_not_have_is_refused() {
+        for (flags, part) in [
+            (["--blocks", "3.."], "block 3"),
+            (["--blocks", "1..4"], "block 3"),
+            (["--only", "gate"], "layers.0.q"),
+            (["--pattern", "8:16"], "layers.0.down"),
+            (["--sequence-length", "101"], "100 positions"),
+        ] {
+            let error = plan(&flags).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(plan(&["--pattern", "8:16", "--skip", "down"]).is_ok());
+        let plan = plan(&[]).unwrap();
+        assert_eq!((plan.sequence_length, plan.activations), (100, Dtype::BF16));
+    }
+}

@@ -1,0 +1,371 @@
+//! The command line as a shell sees it: help, exit codes, one clear error for each bad flag and each bad file.
+
+mod common;
+
+use common::{Place, demo_text, extent};
+use half::f16;
+use serde_json::{Value, json};
+
+/// Flags of a prune of `model` that takes a moment.
+fn small<'a>(text: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let flags =
+        ["prune", "model", "--calibration", text, "--sequences", "2", "--sequence-length", "32", "--output", "out"];
+    [&flags, more].concat()
+}
+
+/// A prune of the demonstration model, broken by `damage`, must be refused.
+fn refuses_model(parts: &[&str], damage: impl FnOnce(&Place)) {
+    let place = Place::with_demo();
+    damage(&place);
+    let text = demo_text("calibration.txt");
+    place.refuses(1, parts, &small(&text, &[]));
+}
+
+#[test]
+fn help_teaches() {
+    let place = Place::new();
+    let help = place.run(&["--help"]).assert_success().stdout.clone();
+    for part in [
+        "Usage: driver [OPTIONS] [MODEL]",
+        "Examples:",
+        "--pattern 2:4",
+        "What is pruned:",
+        "Calibration:",
+        "Evaluation:",
+        "windows of",
+        "do not overlap",
+        "over all predicted",
+        "Exit codes",
+    ] {
+        assert!(help.contains(part), "no `{part}` in:\n{help}");
+    }
+    let prune = place.run(&["prune", "--help"]).assert_success().stdout.clone();
+    let flags = "--output --sparsity --pattern --bits --method --damping --panel-width --calibration --sequences \
+                 --sequence-length --sampling --seed --evaluate --only --skip --blocks --shards --threads --dry-run \
+                 --report --config --baselines --activations --overwrite --verbose --quiet";
+    for flag in flags.split_whitespace() {
+        assert!(prune.contains(flag) && help.contains(flag), "{flag}");
+    }
+    for command in ["evaluate", "inspect"] {
+        assert!(place.run(&[command, "--help"]).assert_success().stdout.contains("MODEL"));
+    }
+    assert!(place.run(&["--version"]).assert_success().stdout.starts_with("driver "));
+}
+
+#[test]
+fn a_bad_flag_is_told_by_exit_code_2() {
+    let place = Place::new();
+    place.write("text.txt", "The Union is strong.");
+    let refused: &[(&[&str], &str)] = &[
+        (&["--sparsity", "1"], "[0, 1)"),
+        (&["--sparsity", "1.5"], "[0, 1)"),
+        (&["--sparsity", "-0.1"], "[0, 1)"),
+        (&["--sparsity", "nan"], "[0, 1)"),
+        (&["--sparsity", "half"], "--sparsity"),
+        (&["--pattern", "4:4"], "n is smaller than m"),
+        (&["--pattern", "8:4"], "n is smaller than m"),
+        (&["--pattern", "0:4"], "at least 1"),
+        (&["--pattern", "2/4"], "colon"),
+        (&["--pattern", "-2:4"], "whole numbers"),
+        (&["--pattern", "2:99999999"], "at most"),
+        (&["--pattern", "2:4", "--sparsity", "0.5"], "cannot be used with"),
+        (&["--bits", "1"], "2 to 8"),
+        (&["--bits", "9"], "2 to 8"),
+        (&["--bits", "-4"], "2 to 8"),
+        (&["--bits", "4", "--method", "wanda"], "sparsegpt"),
+        (&["--bits", "4", "--method", "magnitude"], "sparsegpt"),
+        (&["--method", "best"], "possible values"),
+        (&["--damping", "0"], "above 0"),
+        (&["--damping", "-0.01"], "above 0"),
+        (&["--damping", "nan"], "above 0"),
+        (&["--damping", "inf"], "above 0"),
+        (&["--panel-width", "0"], "at least 1"),
+        (&["--sequences", "0"], "at least 1"),
+        (&["--sequences", "99999999999999999999"], "--sequences"),
+        (&["--sequence-length", "1"], "at least 2"),
+        (&["--shards", "0"], "at least 1"),
+        (&["--shards", "-1"], "at least 1"),
+        (&["--threads", "0"], "at least 1"),
+        (&["--sampling", "stratified"], "possible values"),
+        (&["--seed", "-1"], "--seed"),
+        (&["--activations", "int8"], "possible values"),
+        (&["--only", "("], "--only"),
+        (&["--skip", "[z-a]"], "--skip"),
+        (&["--blocks", "3..3"], "empty"),
+        (&["--blocks", "5..2"], "empty"),
+        (&["--blocks", "5"], "A..B"),
+        (&["--blocks", "a..b"], "A..B"),
+        (&["--baselines"], "--evaluate"),
+        (&["--quiet", "--verbose"], "cannot be used with"),
+        (&["--no-such-flag"], "--no-such-flag"),
+    ];
+    for (flags, part) in refused {
+        let flags = [&["prune", "model", "--output", "out", "--calibration", "text.txt"], *flags].concat();
+        place.refuses(2, &[part], &flags);
+    }
+    place.refuses(2, &["--calibration"], &["prune", "model"]);
+    place.refuses(2, &["at least 2"], &["evaluate", "model", "text.txt", "--sequence-length", "1"]);
+    place.refuses(2, &["at least 1"], &["inspect", "model", "--threads", "0"]);
+    place.refuses(2, &["TEXT"], &["evaluate", "model"]);
+    place.refuses(2, &["MODEL"], &["inspect"]);
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let place = Place::with_demo();
+    let text = demo_text("calibration.txt");
+    place.refuses(1, &["gone"], &["prune", "./gone", "--calibration", &text]);
+    place.refuses(1, &["gone"], &["inspect", "./gone"]);
+    place.refuses(1, &["gone"], &["evaluate", "./gone", &text]);
+    place.refuses(1, &["hf download facebook/opt-125m"], &["inspect", "facebook/opt-125m"]);
+    place.refuses(1, &["no such file", "gone.txt"], &small("gone.txt", &[]));
+    place.refuses(1, &["no such file", "gone.txt"], &small(&text, &["--evaluate", "gone.txt"]));
+    place.refuses(1, &["no such file", "gone.txt"], &["evaluate", "model", "gone.txt"]);
+    place.refuses(1, &["gone/report.json"], &small(&text, &["--report", "gone/report.json"]));
+    place.refuses(1, &["gone.toml"], &["prune", "--config", "gone.toml"]);
+}
+
+#[test]
+fn damaged_safetensors_are_refused() {
+    refuses_model(&["model.safetensors"], |place| {
+        let bytes = place.read("model/model.safetensors");
+        place.write("model/model.safetensors", &bytes[..bytes.len() - 1000]);
+    });
+    refuses_model(&["header"], |place| {
+        let mut bytes = place.read("model/model.safetensors");
+        bytes[..8].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+        place.write("model/model.safetensors", bytes);
+    });
+    let (first, second) = ("model.decoder.layers.0.fc1.weight", "model.decoder.layers.1.fc1.weight");
+    refuses_model(&["model.decoder.layers."], |place| {
+        place.edit_weights(|header, _| header[first]["data_offsets"] = header[second]["data_offsets"].clone());
+    });
+    refuses_model(&["model.safetensors"], |place| {
+        place.edit_weights(|header, data| {
+            // A byte in front moves every tensor of 16-bit numbers to an odd place.
+            data.insert(0, 0);
+            for (_, tensor) in header.as_object_mut().unwrap() {
+                for offset in tensor["data_offsets"].as_array_mut().into_iter().flatten() {
+                    *offset = json!(offset.as_u64().unwrap() + 1);
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn an_index_that_names_what_is_missing_is_refused() {
+    let index = |place: &Place, tensor: &str, file: &str| {
+        std::fs::rename(place.path("model/model.safetensors"), place.path("model/part.safetensors")).unwrap();
+        let map = json!({"weight_map": {"model.decoder.embed_tokens.weight": "part.safetensors", tensor: file}});
+        place.write("model/model.safetensors.index.json", map.to_string());
+    };
+    refuses_model(&["other.safetensors"], |place| index(place, "x.weight", "other.safetensors"));
+    refuses_model(&["x.weight", "part.safetensors"], |place| index(place, "x.weight", "part.safetensors"));
+    // All that the index names is there, but it does not name all that the architecture has.
+    refuses_model(&["model.decoder."], |place| {
+        index(place, "model.decoder.final_layer_norm.bias", "part.safetensors");
+    });
+}
+
+#[test]
+fn wrong_shapes_and_dtypes_are_refused() {
+    let layer = "model.decoder.layers.1.self_attn.k_proj.weight";
+    let set = |key: &'static str, value: Value| {
+        move |place: &Place| place.edit_weights(|header, _| header[layer][key] = value)
+    };
+    refuses_model(&[layer, "128", "512", "256"], set("shape", json!([128, 512])));
+    refuses_model(&[layer, "65536"], set("shape", json!([65536])));
+    refuses_model(&[layer, "I16"], set("dtype", json!("I16")));
+    refuses_model(&[layer], |place| {
+        place.edit_weights(|header, _| {
+            let entry = header.as_object_mut().unwrap().remove(layer).unwrap();
+            header["another.weight"] = entry;
+        });
+    });
+    // The weights are right, but not for this configuration.
+    refuses_model(&["model.decoder.embed_positions.weight"], |place| {
+        place.edit_config(|config| config["max_position_embeddings"] = json!(512));
+    });
+}
+
+#[test]
+fn an_unknown_architecture_lists_the_known_ones() {
+    refuses_model(&["mamba", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3"], |place| {
+        place.edit_config(|config| config["model_type"] = json!("mamba"));
+    });
+    refuses_model(&["model_type", "opt", "llama"], |place| {
+        place.edit_config(|config| drop(config.as_object_mut().unwrap().remove("model_type")));
+    });
+    refuses_model(&["config.json"], |place| place.write("model/config.json", "{\"model_type\": "));
+    for (key, value) in
+        [("num_hidden_layers", json!(-1)), ("hidden_size", json!("wide")), ("num_attention_heads", json!(0))]
+    {
+        refuses_model(&[key], |place| place.edit_config(|config| config[key] = value));
+    }
+}
+
+/// Writes 16-bit values over the beginning of a tensor.
+fn overwrite(place: &Place, tensor: &str, count: usize, value: f16) {
+    place.edit_weights(|header, data| {
+        let start = extent(header, tensor).start;
+        for element in data[start..][..2 * count].chunks_exact_mut(2) {
+            element.copy_from_slice(&value.to_le_bytes());
+        }
+    });
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused_by_name() {
+    for value in [f16::NAN, f16::INFINITY, f16::NEG_INFINITY] {
+        for tensor in ["model.decoder.layers.2.fc1", "model.decoder.layers.2.self_attn.v_proj"] {
+            let weight = format!("{tensor}.weight");
+            refuses_model(&[tensor], |place| overwrite(place, &weight, 1, value));
+        }
+    }
+    refuses_model(&["model.decoder.layers.1.fc1.bias"], |place| {
+        overwrite(place, "model.decoder.layers.1.fc1.bias", 1, f16::NAN);
+    });
+}
+
+#[test]
+fn activations_that_overflow_are_refused_by_block() {
+    // Finite weights as large as f16 holds them: fc1 times fc2 leaves the range of the kept activations.
+    refuses_model(&["block 1"], |place| {
+        overwrite(place, "model.decoder.layers.1.fc1.weight", 1024 * 256, f16::MAX);
+        overwrite(place, "model.decoder.layers.1.fc1.bias", 1024, f16::MAX);
+        overwrite(place, "model.decoder.layers.1.fc2.weight", 256 * 1024, f16::MAX);
+    });
+}
+
+#[test]
+fn texts_that_cannot_be_used_are_refused() {
+    let place = Place::with_demo();
+    place.write("short.txt", "The Union is strong.");
+    place.write("empty.txt", "");
+    place.write("latin1.txt", b"caf\xe9 noir");
+    place.write("lines.jsonl", "{\"text\": \"one\"}\n{\"body\": \"two\"}\n");
+    place.write("cut.txt.gz", &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3][..]);
+    let refuse = |text: &str, parts: &[&str]| {
+        place.refuses(1, parts, &small(text, &[]));
+        let calibration = demo_text("calibration.txt");
+        place.refuses(1, parts, &small(&calibration, &["--evaluate", text]));
+        place.refuses(1, parts, &["evaluate", "model", text]);
+    };
+    refuse("empty.txt", &["empty.txt", "no text"]);
+    refuse("latin1.txt", &["latin1.txt", "UTF-8", "byte 3"]);
+    refuse("lines.jsonl", &["lines.jsonl", "line 2", "`text`"]);
+    refuse("cut.txt.gz", &["cut.txt.gz", "corrupted", "gzip"]);
+    place.refuses(1, &["tokens found, 64 needed"], &small("short.txt", &[]));
+    place.refuses(1, &["tokens found, 256 needed"], &["evaluate", "model", "short.txt"]);
+
+    std::fs::remove_file(place.path("model/tokenizer.json")).unwrap();
+    let calibration = demo_text("calibration.txt");
+    place.refuses(1, &["no tokenizer.json", "save_pretrained"], &small(&calibration, &[]));
+}
+
+#[test]
+fn what_the_model_does_not_have_cannot_be_asked_for() {
+    let place = Place::with_demo();
+    let text = demo_text("calibration.txt");
+    let refuse = |parts: &[&str], flags: &[&str]| {
+        for more in [&[][..], &["--dry-run"]] {
+            place.refuses(1, parts, &small(&text, &[flags, more].concat()));
+        }
+    };
+    refuse(&["3:7", "256", "model.decoder.layers.0.self_attn."], &["--pattern", "3:7"]);
+    refuse(&["block 4", "has 4"], &["--blocks", "4.."]);
+    refuse(&["block 7", "has 4"], &["--blocks", "2..8"]);
+    refuse(&["no layer", "model.decoder.layers.0."], &["--only", "experts"]);
+    let flags = ["prune", "model", "--calibration", &text, "--sequence-length", "257"];
+    place.refuses(1, &["257", "256 positions"], &flags);
+}
+
+#[test]
+fn a_dry_run_prints_the_plan_and_does_nothing() {
+    let place = Place::with_demo();
+    let before = place.list();
+    let run = place.run(&["prune", "model", "--calibration", "gone.txt", "--output", "out", "--dry-run"]);
+    let plan = &run.assert_success().stdout;
+    for part in ["opt, 4 blocks", "128 sequences of 256 tokens", "fc2", "[256, 1024]", "24 layers", "Memory peak"] {
+        assert!(plan.contains(part), "no `{part}` in:\n{plan}");
+    }
+    assert_eq!(place.list(), before);
+    let demonstration = place.run(&["--dry-run", "--shards", "8"]);
+    assert!(demonstration.assert_success().stdout.contains("8 shards"));
+    assert_eq!(place.list(), before);
+}
+
+#[test]
+fn inspect_knows_every_architecture() {
+    for (model, blocks) in [
+        ("opt", 2),
+        ("opt-post-norm", 2),
+        ("bloom", 2),
+        ("llama", 2),
+        ("llama-rope-scaled", 2),
+        ("mistral-sliding-window", 2),
+        ("qwen2", 2),
+        ("qwen3", 2),
+    ] {
+        let place = Place::with_model(model);
+        let text = place.run(&["inspect", "model"]).assert_success().stdout.clone();
+        assert!(text.contains(&format!("{blocks} blocks")), "{model}: {text}");
+        for part in ["Stages of a block", "Layers", "2:4", "No NaN.", "No infinity."] {
+            assert!(text.contains(part), "{model}: no `{part}` in:\n{text}");
+        }
+        let json: Value = serde_json::from_str(&place.run(&["inspect", "model", "--json"]).stdout).unwrap();
+        assert_eq!(json["blocks"], blocks, "{model}");
+        let tensors = json["tensors"].as_array().unwrap();
+        let total: u64 = tensors.iter().map(|tensor| tensor["parameters"].as_u64().unwrap()).sum();
+        assert_eq!(json["parameters"], total);
+    }
+}
+
+#[test]
+fn inspect_lists_an_unknown_architecture_and_finds_oddities() {
+    let place = Place::with_demo();
+    overwrite(&place, "model.decoder.layers.0.fc1.weight", 3, f16::NAN);
+    overwrite(&place, "model.decoder.layers.1.fc1.bias", 2, f16::INFINITY);
+    overwrite(&place, "model.decoder.layers.2.fc1.weight", 1, f16::NEG_ZERO);
+    let odd = |text: &str| {
+        for line in [
+            "3 of NaN in model.decoder.layers.0.fc1.weight",
+            "2 of infinity in model.decoder.layers.1.fc1.bias",
+            "1 of -0.0 in model.decoder.layers.2.fc1.weight",
+        ] {
+            assert!(text.contains(line), "no `{line}` in:\n{text}");
+        }
+    };
+    odd(&place.run(&["inspect", "model"]).assert_success().stdout);
+    place.edit_config(|config| config["model_type"] = json!("mamba"));
+    let text = place.run(&["inspect", "model"]).assert_success().stdout.clone();
+    assert!(text.contains("mamba") && text.contains("Matrices"), "{text}");
+    odd(&text);
+}
+
+#[test]
+fn an_existing_folder_is_not_touched() {
+    let place = Place::with_demo();
+    let text = demo_text("calibration.txt");
+    std::fs::create_dir(place.path("out")).unwrap();
+    place.write("out/mine", "precious");
+    place.refuses(1, &["out", "--overwrite"], &small(&text, &[]));
+    // Not a checkpoint: not even --overwrite replaces it.
+    place.refuses(1, &["out", "not a checkpoint"], &small(&text, &["--overwrite"]));
+    assert_eq!(place.read("out/mine"), b"precious");
+    place.refuses(1, &["model"], &["prune", "model", "--calibration", &text, "--output", "model", "--overwrite"]);
+}
+
+/// A limit on the size of files stands in for a full disk: both end in an error of `write`.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_nothing_behind() {
+    let place = Place::with_demo();
+    let text = demo_text("calibration.txt");
+    let before = place.list();
+    // 1000 blocks of 512 or 1024 bytes, less than the weights take.
+    let run = place.run_in_shell("trap '' XFSZ; ulimit -f 1000", &small(&text, &[]));
+    run.assert_error(1, &["cannot write", "model.safetensors"]);
+    assert_eq!(place.list(), before);
+}

@@ -1,0 +1,66 @@
+//! Perplexity as the field computes it: windows that do not overlap, mean over predicted tokens.
+
+use crate::{Error, Model};
+
+/// Activations held at a time: 1 GiB. Every block's weights are read once for as many windows as that holds.
+const ACTIVATIONS: usize = (1 << 30) / 4;
+/// Tokens that go through a block at a time: bounds what lies between its stages.
+const TOKENS: usize = 2048;
+
+/// How well a model predicts a text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean of −ln p over the predicted tokens.
+    pub mean_loss: f64,
+    /// e to the power of the mean loss.
+    pub perplexity: f64,
+    /// The windows that the text was cut into.
+    pub windows: usize,
+    /// Predicted tokens: a window of n predicts n − 1.
+    pub predicted: usize,
+}
+
+/// Evaluates a model on windows of `sequence_length` tokens, one after another in `tokens`; a tail shorter than a window
+/// is left out. `progress` is told how many steps are done, and of how many.
+///
+/// # Errors
+/// [`Error::SequenceLength`] if a window predicts nothing, or `tokens` are not one window; those of
+/// [`Model::embed`], [`Model::block`], [`Block::forward`](crate::Block::forward) and [`Model::losses`].
+pub fn evaluate(
+    model: &Model<'_>,
+    tokens: &[u32],
+    sequence_length: usize,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<Evaluation, Error> {
+    if sequence_length < 2 || tokens.len() < sequence_length {
+        let expected = format!("at least 2, of which the second is predicted, and at most the {} given", tokens.len());
+        return Err(Error::SequenceLength { found: sequence_length, expected });
+    }
+    let windows = tokens.len() / sequence_length;
+    let tokens = &tokens[..windows * sequence_length];
+    let window = sequence_length * model.hidden();
+    let group = (ACTIVATIONS / window).max(1);
+    let chunk = (TOKENS / sequence_length).max(1) * sequence_length;
+
+    let steps = windows.div_ceil(group) * (model.blocks() + 1);
+    let mut done = 0;
+    let mut total = 0.0;
+    for tokens in tokens.chunks(group * sequence_length) {
+        let mut x = model.embed(tokens, sequence_length)?;
+        for index in 0..model.blocks() {
+            let block = model.block(index)?;
+            for (part, x) in x.chunks_mut(chunk * model.hidden()).enumerate() {
+                block.forward(x, sequence_length).map_err(|error| error.after_tokens(part * chunk))?;
+            }
+            model.release(index);
+            done += 1;
+            progress(done, steps);
+        }
+        total += model.losses(&x, tokens, sequence_length)?.iter().sum::<f64>();
+        done += 1;
+        progress(done, steps);
+    }
+    let predicted = windows * (sequence_length - 1);
+    let mean_loss = total / predicted as f64;
+    Ok(Evaluation { mean_loss, perplexity: mean_loss.exp(), windows, predicted })
+}

@@ -1,0 +1,224 @@
+//! Linear layers: their weights as stored, their products, and what tells a layer apart when numbers go wrong.
+
+use std::borrow::Cow;
+
+use checkpoint::{Dtype, Values};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use linalg::{Element, MatrixMut, MatrixRef, Region, gemm};
+use rayon::prelude::*;
+
+use crate::Error;
+use crate::norm::add;
+use crate::simd::{all_finite, first_not_finite};
+
+/// Elements of one task of a pass over memory.
+const RUN: usize = 1 << 15;
+
+/// A linear layer of a block, without its numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// The full name of its weight in the checkpoint, such as `model.layers.0.mlp.up_proj.weight`.
+    pub name: String,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub columns: usize,
+}
+
+/// The linear layers of a block that read the same input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// In the order of the architecture: q, k, v; gate, up.
+    pub layers: Vec<Layer>,
+    /// Columns of the input they share.
+    pub width: usize,
+}
+
+/// A weight, row-major, in the type it is stored in; borrowed from a checkpoint's memory map or owned.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Weight<'a> {
+    /// Single precision.
+    F32(Cow<'a, [f32]>),
+    /// Half precision.
+    F16(Cow<'a, [f16]>),
+    /// bfloat16.
+    Bf16(Cow<'a, [bf16]>),
+}
+
+impl<'a> From<Values<'a>> for Weight<'a> {
+    fn from(values: Values<'a>) -> Self {
+        match values {
+            Values::F32(values) => Self::F32(values.into()),
+            Values::F16(values) => Self::F16(values.into()),
+            Values::Bf16(values) => Self::Bf16(values.into()),
+        }
+    }
+}
+
+impl Weight<'static> {
+    /// Rounds `values` once to `dtype`, exactly as they will be written ([`checkpoint::narrow`]).
+    ///
+    /// # Errors
+    /// Those of [`checkpoint::narrow`]: a value that `dtype` cannot hold, or a `dtype` that is no number type.
+    pub fn rounded(values: &[f32], dtype: Dtype) -> Result<Self, checkpoint::Error> {
+        Self::from_bytes(&checkpoint::narrow(values, &dtype)?, dtype)
+    }
+
+    /// The values that `bytes` stand for in a checkpoint, little endian, aligned or not.
+    ///
+    /// # Errors
+    /// [`checkpoint::Error::NarrowDtype`] if `dtype` is not F32, F16 or BF16.
+    ///
+    /// # Panics
+    /// If `bytes` is no whole number of elements.
+    pub fn from_bytes(bytes: &[u8], dtype: Dtype) -> Result<Self, checkpoint::Error> {
+        assert!(bytes.len().is_multiple_of(dtype.size()), "{} bytes of {dtype}", bytes.len());
+        fn decode<const N: usize, T: Clone>(bytes: &[u8], value: fn([u8; N]) -> T) -> Cow<'static, [T]> {
+            bytes.as_chunks().0.iter().map(|&bytes| value(bytes)).collect::<Vec<_>>().into()
+        }
+        Ok(match dtype {
+            Dtype::F32 => Self::F32(decode(bytes, f32::from_le_bytes)),
+            Dtype::F16 => Self::F16(decode(bytes, f16::from_le_bytes)),
+            Dtype::BF16 => Self::Bf16(decode(bytes, bf16::from_le_bytes)),
+            Dtype::Other(_) => return Err(checkpoint::Error::NarrowDtype { dtype }),
+        })
+    }
+}
+
+impl Weight<'_> {
+    /// The elements where they lie.
+    pub fn values(&self) -> Values<'_> {
+        match self {
+            Self::F32(values) => Values::F32(values),
+            Self::F16(values) => Values::F16(values),
+            Self::Bf16(values) => Values::Bf16(values),
+        }
+    }
+
+    /// The type of the elements.
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::F16(_) => Dtype::F16,
+            Self::Bf16(_) => Dtype::BF16,
+        }
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F16(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The elements as single precision, which holds each of the three types exactly.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(values) => values.to_vec(),
+            Self::F16(values) => values.to_f32_vec(),
+            Self::Bf16(values) => values.to_f32_vec(),
+        }
+    }
+
+    /// Fails at the first element that is NaN or infinite; `tensor` is the name to blame.
+    ///
+    /// # Errors
+    /// [`Error::WeightNotFinite`].
+    pub fn check_finite(&self, tensor: &str) -> Result<(), Error> {
+        fn check<T: Element>(values: &[T], tensor: &str) -> Result<(), Error> {
+            let first = values.par_iter().with_min_len(RUN).position_first(|value| !value.to_f32().is_finite());
+            first.map_or(Ok(()), |position| {
+                let value = values[position].to_f32();
+                Err(Error::WeightNotFinite { tensor: tensor.to_owned(), position, value })
+            })
+        }
+        match self.values() {
+            Values::F32(values) => check(values, tensor),
+            Values::F16(values) => check(values, tensor),
+            Values::Bf16(values) => check(values, tensor),
+        }
+    }
+}
+
+/// `output ← β·output + inputs·Wᵀ` over rows `rows` of W: inputs [tokens, columns], output [tokens, rows.len()].
+pub(crate) fn multiply(
+    weight: Values<'_>,
+    rows: std::ops::Range<usize>,
+    columns: usize,
+    inputs: &[f32],
+    beta: f32,
+    output: &mut [f32],
+) {
+    fn go<T: Element>(weight: &[T], rows: usize, columns: usize, inputs: &[f32], beta: f32, output: &mut [f32]) {
+        let tokens = inputs.len() / columns;
+        let weight = MatrixRef::new(weight, rows, columns).transposed();
+        gemm(
+            1.0,
+            MatrixRef::new(inputs, tokens, columns),
+            weight,
+            beta,
+            MatrixMut::new(output, tokens, rows),
+            Region::Full,
+        );
+    }
+    let (count, part) = (rows.len(), rows.start * columns..rows.end * columns);
+    match weight {
+        Values::F32(weight) => go(&weight[part], count, columns, inputs, beta, output),
+        Values::F16(weight) => go(&weight[part], count, columns, inputs, beta, output),
+        Values::Bf16(weight) => go(&weight[part], count, columns, inputs, beta, output),
+    }
+}
+
+/// A linear layer with its numbers.
+#[derive(Clone, Debug)]
+pub(crate) struct LoadedLayer<'a> {
+    pub(crate) layer: Layer,
+    pub(crate) weight: Weight<'a>,
+    /// [rows].
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl LoadedLayer<'_> {
+    /// W·x + b for inputs [tokens, columns].
+    pub(crate) fn apply(&self, inputs: &[f32]) -> Result<Vec<f32>, Error> {
+        let mut output = vec![0.0; inputs.len() / self.layer.columns * self.layer.rows];
+        self.product(inputs, 0.0, &mut output)?;
+        Ok(output)
+    }
+
+    /// x ← x + W·x' + b for inputs x' [tokens, columns] and x [tokens, rows].
+    pub(crate) fn add_to(&self, x: &mut [f32], inputs: &[f32]) -> Result<(), Error> {
+        self.product(inputs, 1.0, x)
+    }
+
+    fn product(&self, inputs: &[f32], beta: f32, output: &mut [f32]) -> Result<(), Error> {
+        let Layer { rows, columns, .. } = self.layer;
+        multiply(self.weight.values(), 0..rows, columns, inputs, beta, output);
+        if let Some(bias) = &self.bias {
+            output.par_chunks_mut(rows).with_min_len(RUN.div_ceil(rows)).for_each(|row| add(row, bias));
+        }
+        match not_finite(output, rows) {
+            None => Ok(()),
+            Some((token, column, value)) => {
+                self.weight.check_finite(&self.layer.name)?;
+                Err(Error::ActivationNotFinite { block: None, layer: self.layer.name.clone(), token, column, value })
+            }
+        }
+    }
+}
+
+/// The first (token, column, value) of activations [tokens, columns] that is NaN or infinite.
+pub fn not_finite(activations: &[f32], columns: usize) -> Option<(usize, usize, f32)> {
+    if activations.par_chunks(RUN).all(all_finite) {
+        return None;
+    }
+    first_not_finite(activations).map(|(position, value)| (position / columns, position % columns, value))
+}
