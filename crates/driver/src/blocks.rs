@@ -26,8 +26,15 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::time::Instant;
 
-/// Tokens that pass through a block together, unless one sequence is longer.
-const CHUNK_TOKENS: usize = 2048;
+/// Tokens that pass through the attention half of a block together, unless one sequence is longer.
+const ATTENTION_TOKENS: usize = 2048;
+
+/// Tokens that pass through the feed-forward half together: it does not care for sequences, and its intermediate
+/// activations are the widest.
+const FEED_FORWARD_TOKENS: usize = 1024;
+
+/// The first stage of the feed-forward half.
+const FEED_FORWARD: usize = 2;
 
 /// The stages of a block as they are reported.
 pub const STAGES: [&str; 4] = ["attention in", "attention out", "feed-forward in", "feed-forward out"];
@@ -127,19 +134,23 @@ impl<'a> Shard<'a> {
         let stream = Activations::new(job.activations, tokens, hidden);
         let kept = Activations::new(job.activations, tokens, hidden);
         let mut shard = Self { job, collective, clock, length, tokens, stream, kept, reports: Vec::new(), steps: 0 };
-        for chunk in shard.chunks() {
+        for chunk in shard.chunks(0).0 {
             let embedded = shard.time(Phase::Embed, || job.model.embed(&sequences[chunk.clone()], length))?;
             shard.stream.store(chunk, &embedded).context("in the embedding")?;
         }
+        // The rows of the embedding that were read need not stay in memory.
+        job.model.checkpoint().tensors().for_each(|tensor| job.model.checkpoint().release(tensor.name));
         Ok(shard)
     }
 
-    /// Says that another chunk or layer is begun. A block is four passes that gather, two that absorb, and its layers.
+    /// Says that another chunk or layer is begun. Each half of a block is two passes that gather, one that absorbs, and
+    /// its layers.
     fn step(&mut self) {
         self.steps += 1;
         if self.collective.rank() == 0 {
             let layers: usize = self.job.model.stages(0).iter().map(|stage| stage.layers.len()).sum();
-            let all = self.job.blocks * (6 * self.chunks().len() + layers);
+            let passes = 3 * (self.chunks(0).0.len() + self.chunks(FEED_FORWARD).0.len());
+            let all = self.job.blocks * (passes + layers);
             self.job.task.reach(self.steps.min(all) as u64, all as u64);
         }
     }
@@ -154,10 +165,14 @@ impl<'a> Shard<'a> {
         }
     }
 
-    /// This shard's tokens, some whole sequences at a time.
-    fn chunks(&self) -> Vec<Range<usize>> {
-        let step = (CHUNK_TOKENS / self.length).max(1) * self.length;
-        (0..self.tokens).step_by(step).map(|start| start..(start + step).min(self.tokens)).collect()
+    /// This shard's tokens as a stage takes them, chunk by chunk, and the length of the sequences that a chunk consists
+    /// of: for attention some whole sequences at a time, otherwise any tokens.
+    fn chunks(&self, stage: usize) -> (Vec<Range<usize>>, usize) {
+        let (step, length) = match stage {
+            FEED_FORWARD.. => (FEED_FORWARD_TOKENS, 1),
+            _ => ((ATTENTION_TOKENS / self.length).max(1) * self.length, self.length),
+        };
+        ((0..self.tokens).step_by(step).map(|start| start..(start + step).min(self.tokens)).collect(), length)
     }
 
     fn prune_block(&mut self, index: usize) -> anyhow::Result<()> {
@@ -207,9 +222,10 @@ impl<'a> Shard<'a> {
         }
         self.kept.reshape(stage.width);
         let mut kept = 0;
-        for chunk in self.chunks() {
+        let (chunks, length) = self.chunks(number);
+        for chunk in chunks {
             self.step();
-            let (length, stream) = (self.length, &self.stream);
+            let stream = &self.stream;
             let load = || stream.load(chunk.clone());
             let inputs = self.time(Phase::Forward, || block.stage_inputs(number, &load(), length))?;
             if let Some((token, column, value)) = model::not_finite(&inputs, stage.width) {
@@ -332,9 +348,10 @@ impl<'a> Shard<'a> {
 
     /// Updates the residual stream with the output of a stage, whose inputs are kept for the first `kept` tokens.
     fn absorb(&mut self, block: &Block<'_>, number: usize, kept: usize) -> anyhow::Result<()> {
-        for chunk in self.chunks() {
+        let (chunks, length) = self.chunks(number);
+        for chunk in chunks {
             self.step();
-            let (length, stream, inputs) = (self.length, &self.stream, &self.kept);
+            let (stream, inputs) = (&self.stream, &self.kept);
             let x = self.time(Phase::Forward, || -> anyhow::Result<_> {
                 let mut x = stream.load(chunk.clone());
                 let inputs = if chunk.end <= kept {

@@ -21,6 +21,15 @@ pub fn available() -> Option<u64> {
     system::available()
 }
 
+/// Gives memory that was freed back to the system, where the allocator keeps it.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: malloc_trim may be called at any time; it only touches memory that is free.
+        unsafe { libc::malloc_trim(0) };
+    }
+}
+
 #[cfg(target_os = "linux")]
 mod system {
     use std::fs;

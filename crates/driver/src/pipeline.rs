@@ -10,6 +10,7 @@ use prune::{Method, run_shards};
 use crate::blocks::{Job, prune_blocks};
 use crate::evaluate::measure;
 use crate::inputs::Inputs;
+use crate::memory;
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::report::{Clock, LayerReport, Perplexity, Phase, Report};
@@ -27,6 +28,7 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
     let clock = Mutex::new(Clock::start());
     let model = Model::open(checkpoint)?;
     let inputs = time(&clock, Phase::Embed, || Inputs::read(plan))?;
+    memory::give_back(); // what the tokenizer held
     // Made first, so that an output that cannot be is refused before the work.
     let output = Output::create(checkpoint, &settings.output, settings.overwrite)?;
     let run = Run { plan, model: &model, inputs: &inputs, progress, clock: &clock };

@@ -17,9 +17,9 @@ use std::ops::Range;
 const DEPTH: usize = 384;
 /// Columns of one task: with DEPTH 288 KiB of B, half of the smallest L2 (512 KiB) in use.
 const TASK_COLUMNS: usize = 192;
-/// Rows and columns packed at a time: bounds the packing buffers to 6 MiB each.
-const ROWS: usize = 4080;
-const COLUMNS: usize = 4032;
+/// Rows and columns packed at a time: bounds the packing buffers to 3 MiB each.
+const ROWS: usize = 2040;
+const COLUMNS: usize = 2016;
 /// Below this many operations waking other threads costs more than it brings.
 const WORTH_SHARING: usize = 1 << 21;
 

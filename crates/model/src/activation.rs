@@ -68,7 +68,7 @@ vectorized! {
     fn relu(x: &mut [f32]) {
         for x in x {
             // Not `max`, which would turn NaN into 0.
-            *x = x.max(0.0);
+            *x = if *x < 0.0 { 0.0 } else { *x };
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::{Error, Model};
 
-/// Activations held at a time: 1 GiB. Every block's weights are read once for as many windows as that holds.
-const ACTIVATIONS: usize = (1 << 30) / 4;
+/// Activations held at a time: 256 MiB. Every block's weights are read once for as many windows as that holds.
+const ACTIVATIONS: usize = (1 << 28) / 4;
 /// Tokens that go through a block at a time: bounds what lies between its stages.
 const TOKENS: usize = 2048;
 
