@@ -1,11 +1,16 @@
-"""Time the SparseGPT algorithm as it was published, for one layer in PyTorch on this machine's CPU.
+"""Time the SparseGPT algorithm as it was published, in PyTorch on this machine's CPU: for one layer, or a whole LLaMA.
 
 The order of operations of the paper's Algorithm 1 as its authors run it: H accumulated over the calibration sequences as
 a full product; Cholesky, inverse, Cholesky of the inverse; blocks of 128 columns, inside them one column at a time, then
-the trailing update.  What this project does with the same layer is printed by `cargo bench -p prune`.
+the trailing update.  For a model, block by block: one forward pass that fills the Hessian of every layer, the layers one
+after another, one more forward pass for the block's output.  What this project does with the same layer is printed by
+`cargo bench -p prune`, with the same model by `driver prune`.
 
-Needs: torch.  Usage: python time_published.py [SIZE ...]   (default 2048 4096)
+Needs: torch, for a model also transformers.
+Usage: python time_published.py [SIZE ...]   (default 2048 4096)
+       python time_published.py FOLDER TEXT SEQUENCES LENGTH BLOCKS
 """
+import pathlib
 import sys
 import time
 
@@ -49,6 +54,39 @@ def solve(weight, hessian, sparsity, pattern):
     return weight
 
 
+def prune_model(folder, text, sequences, length, blocks):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(folder)(pathlib.Path(text).read_text(), return_tensors="pt").input_ids
+    start = time.perf_counter()
+    base = model.model
+    with torch.no_grad():
+        states = [base.embed_tokens(ids[:, i * length : (i + 1) * length]) for i in range(sequences)]
+        positions = base.rotary_emb(states[0], torch.arange(length)[None])
+        for number, block in enumerate(base.layers[:blocks]):
+            def forward(x):
+                out = block(x, attention_mask=None, position_embeddings=positions)
+                return out[0] if isinstance(out, tuple) else out
+
+            layers = [module for module in block.modules() if isinstance(module, torch.nn.Linear)]
+            hessians = {layer: [torch.zeros(layer.in_features, layer.in_features), 0] for layer in layers}
+
+            def add(layer, inputs, _):
+                entry = hessians[layer]
+                entry[1] = accumulate(entry[0], inputs[0].reshape(-1, layer.in_features), entry[1])
+
+            hooks = [layer.register_forward_hook(add) for layer in layers]
+            for x in states:
+                forward(x)
+            for hook in hooks:
+                hook.remove()
+            for layer in layers:
+                layer.weight.copy_(solve(layer.weight, hessians.pop(layer)[0], 0.5, None))
+            states = [forward(x) for x in states]
+            print(f"block {number + 1} of {blocks}: {time.perf_counter() - start:.1f} s", flush=True)
+
+
 def main(sizes):
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     for size in sizes:
@@ -71,4 +109,7 @@ def main(sizes):
 
 
 if __name__ == "__main__":
-    main([int(size) for size in sys.argv[1:]] or [2048, 4096])
+    if len(sys.argv) == 6:
+        prune_model(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    else:
+        main([int(size) for size in sys.argv[1:]] or [2048, 4096])

@@ -11,6 +11,13 @@ pub trait Element: Copy + Send + Sync + 'static {
     /// Widens a whole slice; `source` and `target` have the same length.
     fn widen(source: &[Self], target: &mut [f32]);
 
+    /// [`Element::widen`] for a few values whose number is known to the compiler, where a call would cost more than the
+    /// values.
+    #[inline(always)]
+    fn widen_array<const N: usize>(source: &[Self; N], target: &mut [f32; N]) {
+        Self::widen(source, target);
+    }
+
     /// Rounds a whole slice to nearest, ties to even; `source` and `target` have the same length.
     fn narrow(source: &[f32], target: &mut [Self]);
 }
@@ -23,6 +30,11 @@ impl Element for f32 {
 
     fn widen(source: &[Self], target: &mut [f32]) {
         target.copy_from_slice(source);
+    }
+
+    #[inline(always)]
+    fn widen_array<const N: usize>(source: &[Self; N], target: &mut [f32; N]) {
+        *target = *source;
     }
 
     fn narrow(source: &[f32], target: &mut [Self]) {
@@ -55,6 +67,11 @@ impl Element for bf16 {
         for (to, from) in target.iter_mut().zip(source) {
             *to = Element::to_f32(*from);
         }
+    }
+
+    #[inline(always)]
+    fn widen_array<const N: usize>(source: &[Self; N], target: &mut [f32; N]) {
+        *target = source.map(Element::to_f32);
     }
 
     fn narrow(source: &[f32], target: &mut [Self]) {

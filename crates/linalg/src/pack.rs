@@ -95,12 +95,22 @@ pub(crate) unsafe fn pack_panels<T: Element>(
         panels[padded..].fill(0.0);
     }
     if operand.extent_stride == 1 {
-        for k in 0..depth {
-            for start in (0..count).step_by(width) {
-                let (e, count) = panel(start);
-                let to = &mut panels[start * depth + k * width..][..count];
-                // SAFETY: as the caller promises; lines of the extent lie side by side.
-                T::widen(unsafe { operand.run(e, from + k, count) }, to);
+        let whole = count / width * width;
+        // SAFETY: as the caller promises; lines of the extent lie side by side.
+        unsafe {
+            match width {
+                6 => pack_straight::<T, 6>(operand, (first, whole), (from, depth), panels),
+                12 => pack_straight::<T, 12>(operand, (first, whole), (from, depth), panels),
+                16 => pack_straight::<T, 16>(operand, (first, whole), (from, depth), panels),
+                32 => pack_straight::<T, 32>(operand, (first, whole), (from, depth), panels),
+                _ => pack_straight::<T, 4>(operand, (first, whole), (from, depth), panels),
+            }
+        }
+        if whole < count {
+            for k in 0..depth {
+                let to = &mut panels[whole * depth + k * width..][..count - whole];
+                // SAFETY: as above.
+                T::widen(unsafe { operand.run(first + whole, from + k, count - whole) }, to);
             }
         }
         return;
@@ -121,6 +131,27 @@ pub(crate) unsafe fn pack_panels<T: Element>(
     }
 }
 
+/// Whole panels of WIDTH lines of an operand whose lines of the extent lie side by side.
+///
+/// # Safety
+/// As for [`pack_panels`], and the operand is contiguous along its extent.
+unsafe fn pack_straight<T: Element, const WIDTH: usize>(
+    operand: Operand<T>,
+    (first, count): (usize, usize),
+    (from, depth): (usize, usize),
+    panels: &mut [f32],
+) {
+    for k in 0..depth {
+        // SAFETY: as the caller promises.
+        let lines = unsafe { operand.run(first, from + k, count) };
+        for (lines, start) in lines.as_chunks::<WIDTH>().0.iter().zip((k * WIDTH..).step_by(depth * WIDTH)) {
+            if let Some(to) = panels[start..].first_chunk_mut() {
+                T::widen_array(lines, to);
+            }
+        }
+    }
+}
+
 /// One panel of an operand that is contiguous in k: short runs of each line are widened into a square on the stack and
 /// turned there.
 ///
@@ -133,7 +164,7 @@ unsafe fn pack_turned<T: Element>(
     width: usize,
     panel: &mut [f32],
 ) {
-    const RUN: usize = 16;
+    const RUN: usize = 64;
     let mut lines = [[0f32; RUN]; 32];
     for k0 in (0..depth).step_by(RUN) {
         let run = RUN.min(depth - k0);

@@ -153,9 +153,10 @@ impl Factor {
         if i > j { 0.0 } else { self.values[i * self.columns + j] }
     }
 
-    /// V_{<b,b}: the rows above panel `b` in its columns.
-    pub(crate) fn above(&self, panel: &Range<usize>) -> MatrixRef<'_> {
-        MatrixRef::with_stride(&self.values[panel.start..], panel.start, panel.len(), self.columns)
+    /// V[rows, columns], which lies above the diagonal.
+    pub(crate) fn part(&self, rows: Range<usize>, columns: Range<usize>) -> MatrixRef<'_> {
+        let start = rows.start * self.columns + columns.start;
+        MatrixRef::with_stride(&self.values[start..], rows.len(), columns.len(), self.columns)
     }
 
     /// U_bᵀ of panel number `index`, [width, width], row-major.

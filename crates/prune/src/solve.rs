@@ -101,6 +101,9 @@ pub fn sparsegpt(
     Ok(solve.outcome)
 }
 
+/// Panels that what earlier ones owe is computed for at once.
+const GROUP: usize = 4;
+
 /// The state of one layer's solution.
 struct Solve<'a> {
     factor: &'a Factor,
@@ -108,7 +111,7 @@ struct Solve<'a> {
     grid: Option<Grid>,
     /// Δ = W − Q of the columns done, [columns, rows].
     delta: Vec<f32>,
-    /// Δ·V of the panel, transposed, [width, rows].
+    /// Δ·V of a group of panels, transposed, [GROUP · width, rows].
     owed: Vec<f32>,
     /// W̃ of the panel, transposed, [width, rows].
     current: Vec<f32>,
@@ -136,7 +139,7 @@ impl<'a> Solve<'a> {
             rows,
             grid: settings.bits.map(|bits| Grid::new(weight, bits)),
             delta: vec![0.0; rows * columns],
-            owed: vec![0.0; rows * width],
+            owed: vec![0.0; rows * (GROUP * width).min(columns)],
             current: vec![0.0; rows * width],
             keys: vec![0; rows * width],
             tiles: vec![Tile::new(width); rows.div_ceil(LANES)],
@@ -151,20 +154,30 @@ impl<'a> Solve<'a> {
     }
 
     /// `W̃_b = W_b + (Δ_{<b}·V_{<b,b})·U_b`, transposed.
+    ///
+    /// What the panels before a group of panels owe to it is one product, so that Δ is read once for all of them; what
+    /// they owe to each other is added panel by panel.
     fn bring_errors(&mut self, weight: &Weight, panel: &Range<usize>, index: usize) {
         let started = Instant::now();
         let (rows, width) = (self.rows, panel.len());
+        let first = index / GROUP * GROUP * self.factor.panel_width();
+        let group = first..(first + GROUP * self.factor.panel_width()).min(self.factor.columns());
+        if panel.start == first {
+            let owed = &mut self.owed[..rows * group.len()];
+            let done = MatrixRef::new(&self.delta[..first * rows], first, rows);
+            let above = self.factor.part(0..first, group.clone()).transposed();
+            gemm(1.0, above, done, 0.0, MatrixMut::new(owed, group.len(), rows), Region::Full);
+        }
+        let owed = &mut self.owed[(panel.start - first) * rows..(panel.end - first) * rows];
+        let done = MatrixRef::new(&self.delta[first * rows..panel.start * rows], panel.start - first, rows);
+        let above = self.factor.part(first..panel.start, panel.clone()).transposed();
+        gemm(1.0, above, done, 1.0, MatrixMut::new(owed, width, rows), Region::Full);
+
         let current = &mut self.current[..rows * width];
         current.copy_from_slice(&weight.values()[panel.start * rows..panel.end * rows]);
-        if panel.start > 0 {
-            let owed = &mut self.owed[..rows * width];
-            let done = MatrixRef::new(&self.delta[..panel.start * rows], panel.start, rows);
-            let above = self.factor.above(panel).transposed();
-            gemm(1.0, above, done, 0.0, MatrixMut::new(owed, width, rows), Region::Full);
-            let inverse = MatrixRef::new(self.factor.inverse(index), width, width);
-            let owed = MatrixRef::new(&*owed, width, rows);
-            gemm(1.0, inverse, owed, 1.0, MatrixMut::new(current, width, rows), Region::Full);
-        }
+        let inverse = MatrixRef::new(self.factor.inverse(index), width, width);
+        let owed = MatrixRef::new(&*owed, width, rows);
+        gemm(1.0, inverse, owed, 1.0, MatrixMut::new(current, width, rows), Region::Full);
         self.outcome.update_time += started.elapsed();
     }
 
