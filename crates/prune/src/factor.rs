@@ -191,9 +191,18 @@ fn mirror(values: &mut [f32], n: usize, from: Triangle) {
         };
         target.par_chunks_mut(LINES * n).enumerate().for_each(|(chunk, target)| {
             let column = rows.start + chunk * LINES;
-            for (j, source) in source.chunks_exact(n).enumerate() {
-                for (target, &value) in target.chunks_exact_mut(n).zip(&source[column..]) {
-                    target[first + j] = value;
+            let lines = target.len() / n;
+            // Square by square: lines n apart share cache sets where n is a power of two.
+            let mut square = [[0f32; LINES]; LINES];
+            for (number, source) in source.chunks(LINES * n).enumerate() {
+                for (square, source) in square.iter_mut().zip(source.chunks_exact(n)) {
+                    square[..lines].copy_from_slice(&source[column..column + lines]);
+                }
+                let (start, count) = (first + number * LINES, source.len() / n);
+                for (i, target) in target.chunks_exact_mut(n).enumerate() {
+                    for (value, square) in target[start..start + count].iter_mut().zip(&square) {
+                        *value = square[i];
+                    }
                 }
             }
         });
