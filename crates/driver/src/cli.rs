@@ -112,7 +112,7 @@ pub struct Choices {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
 
-    /// Folder for the pruned checkpoint; it appears complete or not at all [default: pruned/<MODEL>-<METHOD>-<HOW MUCH>]
+    /// Folder for the pruned checkpoint; it appears complete or not at all [default: pruned/MODEL-METHOD-AMOUNT]
     #[arg(short, long, value_name = "FOLDER", help_heading = "Output")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<PathBuf>,
