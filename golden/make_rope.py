@@ -18,6 +18,7 @@ CASES = [  # rope_parameters, head_dim, max_position_embeddings, sequence_length
     (dict(rope_type="default", rope_theta=10000.0), 24, 64, 100),
     (dict(rope_type="linear", rope_theta=10000.0, factor=4.0), 64, 16384, 2048),
     (dict(rope_type="linear", rope_theta=10000.0, factor=2.5), 80, 16384, 2048),
+    (dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0), 128, 2048, 100),
     (dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0), 128, 2048, 2048),
     (dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0), 128, 2048, 2049),
     (dict(rope_type="dynamic", rope_theta=10000.0, factor=4.0), 64, 2048, 8192),

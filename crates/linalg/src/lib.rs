@@ -9,6 +9,7 @@ mod gemm;
 mod kernel;
 mod matrix;
 mod pack;
+mod vectorized;
 
 pub use element::Element;
 pub use gemm::{Part, Region, gemm, gemm_serial, gemm_within};

@@ -4,7 +4,8 @@ use rayon::prelude::*;
 
 use crate::Error;
 use crate::config::Config;
-use crate::simd::{erf, exp, vectorized};
+use crate::simd::{erf, exp};
+use linalg::vectorized;
 
 /// A function of one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,8 @@ use std::ops::Range;
 use linalg::{MatrixMut, MatrixRef, gemm_serial};
 use rayon::prelude::*;
 
-use crate::simd::{softmax, vectorized};
+use crate::simd::softmax;
+use linalg::vectorized;
 
 /// Queries of a tile: enough to make the copy of keys and values that the product takes worth it, few enough to leave
 /// tasks for all threads and scores in the caches (64 · 2048 · 4 bytes = 512 KiB).

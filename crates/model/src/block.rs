@@ -221,7 +221,7 @@ impl<'a> Block<'a> {
                 Ok(gate)
             }
             layers => {
-                // `Model::open` lets no other number of layers than one through here.
+                // Every architecture declares one layer here, or a gate and one.
                 let mut up = apply(&layers[0])?;
                 activation.apply(&mut up);
                 Ok(up)

@@ -50,7 +50,7 @@ impl Model<'_> {
             // The token that follows each one in its sequence.
             let targets: Vec<Option<u32>> =
                 (first + 1..=last).map(|next| (next % sequence_length != 0).then(|| tokens[next])).collect();
-            let terms = self.token_losses(&x[first * hidden..last * hidden], &targets);
+            let terms = self.token_losses(&x[first * hidden..last * hidden], &targets, LOGITS);
             let terms = terms.map_err(|error| error.after_tokens(first))?;
             for (token, term) in (first..last).zip(terms) {
                 losses[token / sequence_length] += term;
@@ -60,8 +60,8 @@ impl Model<'_> {
     }
 
     /// −ln p(target) for each token that has one, 0 for others, with a running log-sum-exp over parts of the
-    /// vocabulary.
-    fn token_losses(&self, x: &[f32], targets: &[Option<u32>]) -> Result<Vec<f64>, Error> {
+    /// vocabulary, so that no more than `held` logits exist at a time.
+    fn token_losses(&self, x: &[f32], targets: &[Option<u32>], held: usize) -> Result<Vec<f64>, Error> {
         #[derive(Clone, Copy)]
         struct Running {
             largest: f32,
@@ -72,7 +72,7 @@ impl Model<'_> {
         let (inputs, width) = self.head_inputs(x)?;
         let vocabulary = self.description().vocabulary;
         let (weight, _) = self.head()?;
-        let part = (LOGITS / targets.len()).min(vocabulary);
+        let part = (held / targets.len()).clamp(1, vocabulary);
         let mut logits = vec![0.0; targets.len() * part];
         let mut running = vec![Running { largest: f32::NEG_INFINITY, sum: 0.0, target: 0.0 }; targets.len()];
         for first in (0..vocabulary).step_by(part) {
@@ -129,5 +129,26 @@ impl Model<'_> {
             })
         };
         self.head().map_or_else(|error| error, blame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_do_not_depend_on_how_the_vocabulary_is_cut() {
+        let folder = testkit::paths::golden().join("models/llama");
+        let checkpoint = checkpoint::Checkpoint::open(&folder).expect("a checkpoint");
+        let model = Model::open(&checkpoint).expect("a model");
+        let targets: Vec<Option<u32>> = (0..20).map(|token| (token % 5 != 4).then_some(token * 8)).collect();
+        let x: Vec<f32> = (0..20 * 64).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 8e6 - 1.0).collect();
+        let whole = model.token_losses(&x, &targets, LOGITS).expect("finite losses");
+        assert!(whole.iter().zip(&targets).all(|(&loss, target)| (loss != 0.0) == target.is_some()));
+        for part in [1, 7, 64, 159] {
+            let cut = model.token_losses(&x, &targets, part * targets.len()).expect("finite losses");
+            // A sum of 160 positive f32 terms, of which the logarithm is taken.
+            testkit::assert_close("cut", &cut, &whole, |_| 160.0 * testkit::tolerance::UNIT_F32);
+        }
     }
 }

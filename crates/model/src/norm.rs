@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use crate::description::{Norm, NormKind};
-use crate::simd::{sum, sum_of_squares, vectorized};
+use crate::simd::{sum, sum_of_squares};
+use linalg::vectorized;
 
 /// Rows of one task.
 const ROWS: usize = 16;

@@ -4,33 +4,10 @@
 //! them keeps [`LANES`] partial results, and no branch depends on a value. Both copies of a loop, for any processor and
 //! for AVX2, round alike, so results do not depend on the machine.
 
+use linalg::vectorized;
+
 /// Partial results of a reduction: two AVX2 vectors, to hide the latency of an addition.
 const LANES: usize = 16;
-
-/// Compiles a function for any processor and again for AVX2, and chooses at run time.
-macro_rules! vectorized {
-    ($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
-        $(#[$meta])*
-        $visibility fn $name($($argument: $type),*) $(-> $result)? {
-            #[inline(always)]
-            fn anywhere($($argument: $type),*) $(-> $result)? $body
-
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2")]
-                fn wide($($argument: $type),*) $(-> $result)? {
-                    anywhere($($argument),*)
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the processor has AVX2, all that `wide` asks for.
-                    return unsafe { wide($($argument),*) };
-                }
-            }
-            anywhere($($argument),*)
-        }
-    };
-}
-pub(crate) use vectorized;
 
 /// eˣ to 2 units in the last place for −87.3 ≤ x ≤ 88.3, constant outside, NaN for NaN. After `expf` of the Cephes
 /// library (S. Moshier): x = n·ln 2 + r with |r| ≤ ln 2 / 2, a polynomial of degree 7 in r, n in the exponent.

@@ -12,7 +12,7 @@
 
 use crate::solve::panels;
 use crate::{Collective, Disconnected, Error, Hessian};
-use linalg::{MatrixMut, MatrixRef, Part, Region, gemm, gemm_within};
+use linalg::{MatrixMut, MatrixRef, Part, Region, gemm, gemm_within, vectorized};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -236,11 +236,7 @@ impl Cholesky<'_> {
     /// whose pivot is not positive, and that pivot.
     fn factor(&mut self, range: Range<usize>) -> Result<(), (usize, f64)> {
         if range.len() <= BASE {
-            let arch = pulp::Arch::new();
-            arch.dispatch(
-                #[inline(always)]
-                || factor_directly(self.values, self.n, range.clone()),
-            )?;
+            factor_directly(self.values, self.n, range.clone())?;
             self.inverses.push(invert(self.values, self.n, &range));
             return Ok(());
         }
@@ -284,75 +280,70 @@ impl Cholesky<'_> {
     }
 }
 
-/// A small block of the factorization in f64: column after column from the last, each taken out of those before it.
-#[inline(always)]
-fn factor_directly(values: &mut [f32], n: usize, range: Range<usize>) -> Result<(), (usize, f64)> {
-    let size = range.len();
-    let mut block = [[0f64; BASE]; BASE];
-    for (i, row) in block[..size].iter_mut().enumerate() {
-        for j in i..size {
-            row[j] = f64::from(values[(range.start + i) * n + range.start + j]);
-        }
-    }
-    for j in (0..size).rev() {
-        let pivot = block[j][j];
-        if pivot.is_nan() || pivot <= 0.0 || pivot.is_infinite() {
-            return Err((range.start + j, pivot));
-        }
-        let mut column = [0f64; BASE];
-        for (i, value) in column[..=j].iter_mut().enumerate() {
-            *value = block[i][j] / pivot.sqrt();
-            block[i][j] = *value;
-        }
-        for (i, row) in block[..j].iter_mut().enumerate() {
-            let factor = column[i];
-            // Below the diagonal nothing is read again, so whole rows may be updated.
-            for (value, other) in row[..j].iter_mut().zip(&column[..j]) {
-                *value -= factor * other;
+vectorized! {
+    /// A small block of the factorization in f64: column after column from the last, each taken out of those before it.
+    fn factor_directly(values: &mut [f32], n: usize, range: Range<usize>) -> Result<(), (usize, f64)> {
+        let size = range.len();
+        let mut block = [[0f64; BASE]; BASE];
+        for (i, row) in block[..size].iter_mut().enumerate() {
+            for j in i..size {
+                row[j] = f64::from(values[(range.start + i) * n + range.start + j]);
             }
         }
-    }
-    for (i, row) in block[..size].iter().enumerate() {
-        for j in i..size {
-            values[(range.start + i) * n + range.start + j] = row[j] as f32;
-        }
-    }
-    Ok(())
-}
-
-/// V[range, range]⁻ᵀ [width, width], row-major, lower triangular: by substitution in f64, from the last row of V⁻¹ up.
-fn invert(values: &[f32], n: usize, range: &Range<usize>) -> Vec<f32> {
-    pulp::Arch::new().dispatch(
-        #[inline(always)]
-        || substitute(values, n, range),
-    )
-}
-
-#[inline(always)]
-fn substitute(values: &[f32], n: usize, range: &Range<usize>) -> Vec<f32> {
-    let width = range.len();
-    let mut inverse = vec![0f64; width * width];
-    for i in (0..width).rev() {
-        let row = &values[(range.start + i) * n + range.start..][..width];
-        let (own, below) = inverse[i * width..].split_at_mut(width);
-        for (k, below) in (i + 1..).zip(below.chunks_exact(width)) {
-            let v = row[k];
-            for (value, other) in own[k..].iter_mut().zip(&below[k..]) {
-                *value -= f64::from(v) * other;
+        for j in (0..size).rev() {
+            let pivot = block[j][j];
+            if pivot.is_nan() || pivot <= 0.0 || pivot.is_infinite() {
+                return Err((range.start + j, pivot));
+            }
+            let mut column = [0f64; BASE];
+            for (i, value) in column[..=j].iter_mut().enumerate() {
+                *value = block[i][j] / pivot.sqrt();
+                block[i][j] = *value;
+            }
+            for (i, row) in block[..j].iter_mut().enumerate() {
+                let factor = column[i];
+                // Below the diagonal nothing is read again, so whole rows may be updated.
+                for (value, other) in row[..j].iter_mut().zip(&column[..j]) {
+                    *value -= factor * other;
+                }
             }
         }
-        own[i] = 1.0;
-        for value in &mut own[i..] {
-            *value /= f64::from(row[i]);
+        for (i, row) in block[..size].iter().enumerate() {
+            for j in i..size {
+                values[(range.start + i) * n + range.start + j] = row[j] as f32;
+            }
         }
+        Ok(())
     }
-    let mut turned = vec![0f32; width * width];
-    for (i, row) in inverse.chunks_exact(width.max(1)).enumerate() {
-        for (j, &value) in row.iter().enumerate() {
-            turned[j * width + i] = value as f32;
+}
+
+vectorized! {
+    /// V[range, range]⁻ᵀ [width, width], row-major, lower triangular: by substitution in f64, from the last row of V⁻¹ up.
+    fn invert(values: &[f32], n: usize, range: &Range<usize>) -> Vec<f32> {
+        let width = range.len();
+        let mut inverse = vec![0f64; width * width];
+        for i in (0..width).rev() {
+            let row = &values[(range.start + i) * n + range.start..][..width];
+            let (own, below) = inverse[i * width..].split_at_mut(width);
+            for (k, below) in (i + 1..).zip(below.chunks_exact(width)) {
+                let v = row[k];
+                for (value, other) in own[k..].iter_mut().zip(&below[k..]) {
+                    *value -= f64::from(v) * other;
+                }
+            }
+            own[i] = 1.0;
+            for value in &mut own[i..] {
+                *value /= f64::from(row[i]);
+            }
         }
+        let mut turned = vec![0f32; width * width];
+        for (i, row) in inverse.chunks_exact(width.max(1)).enumerate() {
+            for (j, &value) in row.iter().enumerate() {
+                turned[j * width + i] = value as f32;
+            }
+        }
+        turned
     }
-    turned
 }
 
 /// The inverse of every panel's diagonal block.

@@ -215,8 +215,8 @@ impl<'a> Solve<'a> {
             let lanes = losses.len();
             for (j, values) in tile.values[..panel.len()].iter_mut().enumerate() {
                 let start = j * rows + first;
-                values[..lanes].copy_from_slice(&current[start..start + lanes]);
-                tile.keep[j][..lanes].copy_from_slice(&decided[start..start + lanes]);
+                copy_lanes(&current[start..start + lanes], values);
+                copy_lanes(&decided[start..start + lanes], &mut tile.keep[j]);
             }
             let grid = self.grid.as_ref().map(|grid| TileGrid::new(grid, first));
             sweep.run(tile, grid.as_ref());
@@ -229,16 +229,36 @@ impl<'a> Solve<'a> {
         let columns = weight.columns_mut().skip(panel.start).take(panel.len());
         let keep = keep.par_chunks_exact_mut(rows.max(1));
         columns.zip(delta).zip(keep).enumerate().for_each(|(j, ((column, delta), keep))| {
-            let parts = column.chunks_mut(LANES).zip(delta.chunks_mut(LANES)).zip(keep.chunks_mut(LANES));
-            for (((column, delta), keep), tile) in parts.zip(tiles) {
-                let (values, kept) = (&tile.values[j], &tile.keep[j]);
-                for lane in 0..column.len() {
-                    delta[lane] = column[lane] - values[lane];
-                    column[lane] = values[lane];
-                    keep[lane] = kept[lane];
-                }
+            let (columns, last_column) = column.as_chunks_mut::<LANES>();
+            let (deltas, last_delta) = delta.as_chunks_mut::<LANES>();
+            let (keeps, last_keep) = keep.as_chunks_mut::<LANES>();
+            for (((column, delta), keep), tile) in columns.iter_mut().zip(deltas).zip(keeps).zip(tiles) {
+                take_lanes(tile, j, column, delta, keep);
+            }
+            if let Some(tile) = tiles.last().filter(|_| !last_column.is_empty()) {
+                take_lanes(tile, j, last_column, last_delta, last_keep);
             }
         });
         self.outcome.sweep_time += started.elapsed();
+    }
+}
+
+/// Copies a column of a tile, which is whole for all tiles but the last.
+#[inline(always)]
+fn copy_lanes<T: Copy>(from: &[T], to: &mut [T; LANES]) {
+    match from.first_chunk() {
+        Some(from) => *to = *from,
+        None => to[..from.len()].copy_from_slice(from),
+    }
+}
+
+/// Takes column j of a swept tile over: W ← Q, Δ ← W − Q, what was kept.
+#[inline(always)]
+fn take_lanes(tile: &Tile, j: usize, column: &mut [f32], delta: &mut [f32], keep: &mut [bool]) {
+    let lanes = column.iter_mut().zip(delta).zip(keep).zip(tile.values[j].iter().zip(&tile.keep[j]));
+    for (((weight, delta), keep), (&value, &kept)) in lanes {
+        *delta = *weight - value;
+        *weight = value;
+        *keep = kept;
     }
 }

@@ -7,6 +7,7 @@
 
 use crate::quantize::Grid;
 use crate::select::drop_smallest_of_group;
+use linalg::vectorized;
 
 /// Rows swept together: one AVX-512 register, two of AVX2.
 pub(crate) const LANES: usize = 16;
@@ -59,13 +60,16 @@ impl TileGrid {
     }
 }
 
+vectorized! {
+    fn run(sweep: &Sweep<'_>, tile: &mut Tile, grid: Option<&TileGrid>) {
+        sweep.sweep(tile, grid);
+    }
+}
+
 impl Sweep<'_> {
-    /// Sweeps the first `pivots.len()` columns of a tile, with the widest vectors that the processor has.
+    /// Sweeps the first `pivots.len()` columns of a tile.
     pub(crate) fn run(&self, tile: &mut Tile, grid: Option<&TileGrid>) {
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || self.sweep(tile, grid),
-        );
+        run(self, tile, grid);
     }
 
     #[inline(always)]
@@ -87,9 +91,7 @@ impl Sweep<'_> {
                 let inverse = &self.inverse[c * width..][start..end];
                 let mut value = tile.values[c];
                 for (error, &u) in tile.errors[start..end].iter().zip(inverse) {
-                    for lane in 0..LANES {
-                        value[lane] -= error[lane] * u;
-                    }
+                    subtract(&mut value, error, u);
                 }
                 tile.values[c] = value;
             }
@@ -127,10 +129,16 @@ impl Sweep<'_> {
         tile.errors[j] = error;
         for c in j + 1..end {
             let u = self.inverse[c * width + j];
-            for (value, e) in tile.values[c].iter_mut().zip(error) {
-                *value -= e * u;
-            }
+            subtract(&mut tile.values[c], &error, u);
         }
+    }
+}
+
+/// `value ← value − error · u`.
+#[inline(always)]
+fn subtract(value: &mut Lanes, error: &Lanes, u: f32) {
+    for (value, e) in value.iter_mut().zip(error) {
+        *value -= e * u;
     }
 }
 

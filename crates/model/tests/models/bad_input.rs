@@ -179,6 +179,16 @@ fn activations_that_overflow_name_their_block_and_layer() {
         other => panic!("{other}"),
     }
     assert_contains(&error.to_string(), &["block 1", "down_proj", "overflow"]);
+    // The token is counted over all that a block was given: of zeros nothing overflows, so the first is the 700th.
+    let checkpoint = Checkpoint::open(damaged.path()).expect("a checkpoint");
+    let block = Model::open(&checkpoint).expect("a model").block(1).expect("a block");
+    let mut x = vec![0.0; 30 * 24 * 64];
+    x[700 * 64..701 * 64].fill(1.0);
+    x[700 * 64] = -3.0;
+    match block.forward(&mut x, 24).expect_err("an overflow") {
+        Error::ActivationNotFinite { token, .. } => assert_eq!(token, 700),
+        other => panic!("{other}"),
+    }
 }
 
 #[test]

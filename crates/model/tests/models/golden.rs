@@ -139,6 +139,11 @@ fn configurations_of_transformers_4_mean_the_same() {
             assert_eq!(logits_of(old.path(), &expected), logits_of(&folder(&name), &expected), "{name}");
         }
     }
+    // Without layer types, `max_window_layers` says where windows begin.
+    let name = "variants/qwen2-upper-window";
+    let expected = Expected::of(name);
+    let old = edited(name, |config, _| as_transformers_4(config, "type"));
+    assert_eq!(logits_of(old.path(), &expected), logits_of(&folder(name), &expected));
     // BLOOM's first checkpoints name their extents otherwise.
     let old = edited("models/bloom", |config, _| {
         let config = config.as_object_mut().expect("an object");
