@@ -27,7 +27,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 /// Tokens that pass through the attention half of a block together, unless one sequence is longer.
-const ATTENTION_TOKENS: usize = 2048;
+pub const ATTENTION_TOKENS: usize = 2048;
 
 /// Tokens that pass through the feed-forward half together: it does not care for sequences, and its intermediate
 /// activations are the widest.

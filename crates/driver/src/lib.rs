@@ -14,6 +14,7 @@ pub mod plan;
 pub mod activations;
 pub mod blocks;
 pub mod evaluate;
+pub mod interrupt;
 pub mod pipeline;
 pub mod progress;
 

@@ -14,7 +14,7 @@ use driver::inspect::Inspection;
 use driver::plan::Plan;
 use driver::progress::Progress;
 use driver::settings::{self, Evaluation, Settings, SettingsError};
-use driver::{evaluate, pipeline, report, summary};
+use driver::{evaluate, interrupt, pipeline, report, summary};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -41,6 +41,7 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
     if let Some(path) = &plan.settings.report {
         report::check_path(path)?;
     }
+    interrupt::listen()?;
     let report = pipeline::prune(&plan, &checkpoint, &Progress::start(args.verbosity))?;
     if let Some(path) = &plan.settings.report {
         report.write(path)?;

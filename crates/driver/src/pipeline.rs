@@ -10,6 +10,7 @@ use prune::{Method, run_shards};
 use crate::blocks::{Job, prune_blocks};
 use crate::evaluate::measure;
 use crate::inputs::Inputs;
+use crate::interrupt;
 use crate::memory;
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -27,10 +28,11 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
     let settings = &plan.settings;
     let clock = Mutex::new(Clock::start());
     let model = Model::open(checkpoint)?;
-    let inputs = time(&clock, Phase::Embed, || Inputs::read(plan))?;
-    memory::give_back(); // what the tokenizer held
     // Made first, so that an output that cannot be is refused before the work.
     let output = Output::create(checkpoint, &settings.output, settings.overwrite)?;
+    let _guard = interrupt::guard(output.staged());
+    let inputs = time(&clock, Phase::Embed, || Inputs::read(plan))?;
+    memory::give_back(); // what the tokenizer held
     let run = Run { plan, model: &model, inputs: &inputs, progress, clock: &clock };
     let mut perplexities = Vec::new();
     perplexities.extend(run.evaluate(&settings.model, None)?);
@@ -38,6 +40,7 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
         if settings.baselines && settings.method != method {
             // A baseline is a checkpoint that is measured and never published.
             let baseline = Output::create(checkpoint, &settings.output, settings.overwrite)?;
+            let _guard = interrupt::guard(baseline.staged());
             run.prune(method, &baseline)?;
             time(&clock, Phase::Write, || baseline.complete())?;
             perplexities.extend(run.evaluate(baseline.staged(), Some(method))?);

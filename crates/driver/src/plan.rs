@@ -8,10 +8,14 @@ use checkpoint::{Checkpoint, Dtype};
 use prune::Method;
 
 use crate::architecture::{Layout, Stage};
+use crate::blocks::ATTENTION_TOKENS;
 use crate::cli::Activations;
 use crate::memory;
 use crate::settings::Settings;
 use crate::summary::{grouped, operations, size};
+
+/// The two packing buffers of a product.
+const PACKING_BYTES: u64 = 6 << 20;
 
 /// A prune, planned.
 #[derive(Clone, Debug)]
@@ -44,11 +48,11 @@ pub struct Operations {
 pub struct Memory {
     /// The residual stream and one more buffer of activations, tokens · hidden each.
     pub activations: u64,
-    /// The widest Hessian, columns² in f32; the factor takes its place.
+    /// The widest Hessian, columns² in f32, once for each shard; the factor takes its place.
     pub hessian: u64,
     /// The largest layer: W and Δ in f32.
     pub layer: u64,
-    /// One sequence for each thread on its way through a block, in f32.
+    /// A chunk of tokens for each shard on its way through a block, in f32, and what products pack.
     pub workspace: u64,
 }
 
@@ -161,7 +165,11 @@ impl Plan {
         let layer =
             self.stages().flat_map(|stage| stage.layers).map(|layer| product(&[layer.rows, layer.columns])).max();
         let copies = if method == Method::Sparsegpt { 2 } else { 1 };
-        let threads = rayon::current_num_threads().min(self.settings.sequences);
+        let shards = self.settings.shards;
+        // Every shard has a chunk of tokens under way, and packing buffers.
+        let chunk =
+            (ATTENTION_TOKENS / self.sequence_length).max(1).min(self.settings.sequences) * self.sequence_length;
+        let packing = PACKING_BYTES.saturating_mul((shards + rayon::current_num_threads()) as u64);
         Memory {
             activations: if calibrates {
                 product(&[
@@ -174,12 +182,13 @@ impl Plan {
             } else {
                 0
             },
-            hessian: if method == Method::Sparsegpt { product(&[widest, widest, 4]) } else { 0 },
+            hessian: if method == Method::Sparsegpt { product(&[shards, widest, widest, 4]) } else { 0 },
             layer: layer.unwrap_or(0).saturating_mul(copies * 4),
-            // Residual, normed, q, k, v and the attention's output, and two of the widest.
+            // Residual, normed, what attention puts out, what is added, and two of the widest.
             workspace: if calibrates {
-                product(&[threads, self.sequence_length, 4])
-                    .saturating_mul((6 * self.layout.hidden + 2 * outputs) as u64)
+                product(&[shards, chunk, 4])
+                    .saturating_mul((4 * self.layout.hidden + 2 * outputs) as u64)
+                    .saturating_add(packing)
             } else {
                 0
             },
