@@ -39,7 +39,7 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
         return print(&plan.to_string());
     }
     if let Some(path) = &plan.settings.report {
-        report::check_path(path)?;
+        report::check_path(path, &plan.settings.model)?;
     }
     interrupt::listen()?;
     let report = pipeline::prune(&plan, &checkpoint, &Progress::start(args.verbosity))?;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use anyhow::{bail, ensure};
 use checkpoint::{Checkpoint, Output};
 use model::Model;
 use prune::{Method, run_shards};
@@ -16,6 +17,7 @@ use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::report::{Clock, LayerReport, Perplexity, Phase, Report};
 use crate::settings;
+use crate::summary::size;
 
 /// The report, in the folder of the result.
 pub const REPORT_NAME: &str = "pruning.json";
@@ -28,6 +30,10 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
     let settings = &plan.settings;
     let clock = Mutex::new(Clock::start());
     let model = Model::open(checkpoint)?;
+    let stored = settings.to_toml(plan.sequence_length)?;
+    check_memory(plan)?;
+    check_replaced(&settings.output, settings.overwrite)?;
+    check_finite(checkpoint)?;
     // Made first, so that an output that cannot be is refused before the work.
     let output = Output::create(checkpoint, &settings.output, settings.overwrite)?;
     let _guard = interrupt::guard(output.staged());
@@ -68,10 +74,48 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
         seconds: clock.seconds(),
         peak_memory: clock.peak_memory(),
     };
-    output.write_file(settings::FILE_NAME, settings.to_toml(plan.sequence_length)?.as_bytes())?;
+    output.write_file(settings::FILE_NAME, stored.as_bytes())?;
     output.write_file(REPORT_NAME, report.to_json()?.as_bytes())?;
     output.publish()?;
     Ok(report)
+}
+
+/// Fails where the plan needs more memory than there is, before the system has to end the program.
+fn check_memory(plan: &Plan) -> anyhow::Result<()> {
+    let needed = plan.memory().peak();
+    if let Some(available) = memory::available().filter(|&available| available < needed) {
+        bail!(
+            "the prune needs about {} of memory, and {} are free: fewer --sequences, a smaller --sequence-length or fewer \
+             --shards need less",
+            size(needed),
+            size(available)
+        );
+    }
+    Ok(())
+}
+
+/// Fails where `--overwrite` would replace a folder that no prune wrote.
+fn check_replaced(output: &Path, overwrite: bool) -> anyhow::Result<()> {
+    let foreign = overwrite && output.join("config.json").exists() && !output.join(settings::FILE_NAME).exists();
+    ensure!(
+        !foreign,
+        "{} has no {}: it is not the result of a prune, and --overwrite replaces nothing else; choose another --output",
+        output.display(),
+        settings::FILE_NAME
+    );
+    Ok(())
+}
+
+/// Fails at the first tensor that holds NaN or infinity, pruned or not: a result with one is of no use to anybody, and
+/// better refused now than after hours.
+fn check_finite(checkpoint: &Checkpoint) -> anyhow::Result<()> {
+    for tensor in checkpoint.tensors() {
+        if let Ok(values) = tensor.values() {
+            model::Weight::from(values).check_finite(tensor.name)?;
+            checkpoint.release(tensor.name);
+        }
+    }
+    Ok(())
 }
 
 fn time<T>(clock: &Mutex<Clock>, phase: Phase, work: impl FnOnce() -> T) -> T {

@@ -222,9 +222,12 @@ impl Report {
 ///
 /// # Errors
 /// If the path is a folder, or its folder does not exist.
-pub fn check_path(path: &Path) -> anyhow::Result<()> {
+pub fn check_path(path: &Path, model: &Path) -> anyhow::Result<()> {
     ensure!(!path.is_dir(), "the report {} is a folder", path.display());
     ensure!(folder_of(path).is_dir(), "there is no folder for the report {}", path.display());
+    if let (Ok(folder), Ok(model)) = (folder_of(path).canonicalize(), model.canonicalize()) {
+        ensure!(!folder.starts_with(model), "the report {} would lie in the model's folder", path.display());
+    }
     Ok(())
 }
 

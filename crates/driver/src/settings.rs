@@ -192,8 +192,8 @@ impl Settings {
             only: choices.only.map(|pattern| regex("only", &pattern)).transpose()?,
             skip: choices.skip.map(|pattern| regex("skip", &pattern)).transpose()?,
             blocks: choices.blocks.as_deref().map_or(Ok(0..usize::MAX), blocks)?,
-            shards: at_least_one("shards", choices.shards.unwrap_or(1))?,
-            threads: choices.threads.map(|count| at_least_one("threads", count)).transpose()?,
+            shards: workers("shards", choices.shards.unwrap_or(1))?,
+            threads: choices.threads.map(|count| workers("threads", count)).transpose()?,
             report: args.report.clone(),
         })
     }
@@ -296,7 +296,7 @@ impl Evaluation {
 /// # Errors
 /// [`SettingsError::BadValue`].
 pub fn threads(given: Option<i64>) -> Result<Option<usize>, SettingsError> {
-    given.map(|count| at_least_one("threads", count)).transpose()
+    given.map(|count| workers("threads", count)).transpose()
 }
 
 /// Reads a settings file; relative paths in it start at its folder.
@@ -413,10 +413,24 @@ fn bits(bits: i64) -> Result<u32, SettingsError> {
 }
 
 fn damping(damping: f64) -> Result<f64, SettingsError> {
-    if damping > 0.0 && damping.is_finite() {
+    if damping > 0.0 && damping <= 1e6 {
         return Ok(damping);
     }
-    Err(bad_value("damping", damping, "the share of the diagonal's mean is a number above 0, usually 0.01"))
+    Err(bad_value(
+        "damping",
+        damping,
+        "the share of the diagonal's mean is a number above 0 and up to 1e6, usually 0.01",
+    ))
+}
+
+/// More shards or threads than this are a slip of the hand: each costs the system a thread.
+const MOST_WORKERS: usize = 1024;
+
+fn workers(flag: &'static str, count: i64) -> Result<usize, SettingsError> {
+    match at_least_one(flag, count)? {
+        count @ ..=MOST_WORKERS => Ok(count),
+        count => Err(bad_value(flag, count, "at most 1024")),
+    }
 }
 
 fn at_least_one(flag: &'static str, count: i64) -> Result<usize, SettingsError> {

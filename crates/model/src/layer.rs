@@ -182,7 +182,7 @@ pub(crate) fn multiply(
 pub(crate) struct LoadedLayer<'a> {
     pub(crate) layer: Layer,
     pub(crate) weight: Weight<'a>,
-    /// [rows].
+    /// `[rows]`.
     pub(crate) bias: Option<Vec<f32>>,
 }
 

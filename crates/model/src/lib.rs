@@ -3,7 +3,7 @@
 //! [`Model::open`] turns a checkpoint's `config.json` into a [`Description`] and checks every tensor against it. Tokens
 //! ([`calibration`]) become activations ([`Model::embed`]), which go through one [`Block`] after another, whole
 //! ([`Block::forward`]) or stage by stage ([`Block::stage_inputs`], [`Block::absorb`]), to the loss ([`Model::losses`],
-//! [`evaluate`]). All arithmetic is f32; weights stay in the type they are stored in.
+//! [`evaluate()`]). All arithmetic is f32; weights stay in the type they are stored in.
 
 mod activation;
 pub mod architectures;

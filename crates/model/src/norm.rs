@@ -13,9 +13,9 @@ const ROWS: usize = 16;
 #[derive(Clone, Debug)]
 pub(crate) struct LoadedNorm {
     pub(crate) norm: Norm,
-    /// [columns]; all ones where the norm has none.
+    /// `[columns]`; all ones where the norm has none.
     pub(crate) scale: Vec<f32>,
-    /// [columns]; empty where the norm has none.
+    /// `[columns]`; empty where the norm has none.
     pub(crate) shift: Vec<f32>,
 }
 

@@ -103,17 +103,12 @@ pub fn run_shards<T: Send, E: Send>(
                 scope.spawn(move || {
                     let leave = Leave(table);
                     let result = shard(&Thread { rank, table });
-                    match result {
-                        Ok(value) => {
-                            std::mem::forget(leave); // it ended as it should: nobody waits for it any more
-                            Some(value)
-                        }
-                        Err(error) => {
-                            let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
-                            first.get_or_insert(error); // before the others hear of it
-                            None
-                        }
-                    }
+                    let value = result.map_err(|error| {
+                        let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
+                        first.get_or_insert(error); // before the others hear of it
+                    });
+                    drop(leave);
+                    value.ok()
                 })
             })
             .collect();
@@ -128,7 +123,8 @@ pub fn run_shards<T: Send, E: Send>(
     }
 }
 
-/// Breaks the table when its shard ends early, by an error or a panic, so that the others do not wait for ever.
+/// Breaks the table when its shard ends, by an error, a panic or before others expect it, so that nobody waits for it for
+/// ever. Once broken a table stays so: no address that was laid down before is looked at again.
 struct Leave<'a>(&'a Table);
 
 impl Drop for Leave<'_> {
@@ -146,7 +142,7 @@ struct Table {
 }
 
 struct State {
-    /// Buffers laid down in this round: address and length in bytes.
+    /// Buffers laid down in this round: address and number of elements.
     laid: Vec<Option<(usize, usize)>>,
     arrived: usize,
     done: usize,
@@ -176,6 +172,9 @@ impl Table {
     ) -> Result<T, Disconnected> {
         let mut state = self.lock();
         let (size, round) = (state.laid.len(), state.round);
+        if state.broken {
+            return Err(Disconnected);
+        }
         state.laid[rank] = Some(own);
         state.arrived += 1;
         self.changed.notify_all();
@@ -311,6 +310,18 @@ mod tests {
             }
         }
         assert_eq!(results.len(), 5);
+    }
+
+    #[test]
+    fn a_shard_that_ends_early_is_not_waited_for() {
+        let results = run_shards(3, |collective| {
+            let first = collective.sum_u64(&mut [1]);
+            let second = if collective.rank() == 1 { Ok(()) } else { collective.sum_u64(&mut [1]) };
+            let third = if collective.rank() == 1 { Ok(()) } else { collective.sum_u64(&mut [1]) };
+            Ok::<_, Disconnected>((first, second, third))
+        });
+        let gone = (Ok(()), Err(Disconnected), Err(Disconnected));
+        assert_eq!(results, Ok(vec![gone, (Ok(()), Ok(()), Ok(())), gone]));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //!             H = XᵀX    V, U      which weights go    the sweep
 //! ```
 //!
-//! [`obs`] is the oracle of this oracle: the textbook method, with an explicit inverse at every step, for tiny layers.
+//! [`obs()`] is the oracle of this oracle: the textbook method, with an explicit inverse at every step, for tiny layers.
 //! Wrong shapes are mistakes of the calling test and panic.
 
 mod baselines;
