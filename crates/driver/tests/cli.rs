@@ -69,6 +69,9 @@ fn a_bad_flag_is_told_by_exit_code_2() {
         (&["--pattern", "-2:4"], "whole numbers"),
         (&["--pattern", "2:99999999"], "at most"),
         (&["--pattern", "2:4", "--sparsity", "0.5"], "cannot be used with"),
+        (&["--shards", "10000000"], "at most 1024"),
+        (&["--threads", "100000"], "at most 1024"),
+        (&["--damping", "1e308"], "up to 1e6"),
         (&["--bits", "1"], "2 to 8"),
         (&["--bits", "9"], "2 to 8"),
         (&["--bits", "-4"], "2 to 8"),
@@ -229,6 +232,13 @@ fn weights_that_are_not_finite_are_refused_by_name() {
 }
 
 #[test]
+fn weights_that_no_pruning_touches_are_checked_as_well() {
+    for tensor in ["model.decoder.embed_tokens.weight", "model.decoder.final_layer_norm.weight"] {
+        refuses_model(&[tensor], |place| overwrite(place, tensor, 1, f16::NAN));
+    }
+}
+
+#[test]
 fn activations_that_overflow_are_refused_by_block() {
     // Finite weights as large as f16 holds them: fc1 times fc2 leaves the range of the kept activations.
     refuses_model(&["block 1"], |place| {
@@ -354,7 +364,31 @@ fn an_existing_folder_is_not_touched() {
     // Not a checkpoint: not even --overwrite replaces it.
     place.refuses(1, &["out", "not a checkpoint"], &small(&text, &["--overwrite"]));
     assert_eq!(place.read("out/mine"), b"precious");
+    // A checkpoint, but not the result of a prune.
+    place.write("out/config.json", "{}");
+    place.refuses(1, &["out", "pruning.toml"], &small(&text, &["--overwrite"]));
+    assert_eq!(place.read("out/mine"), b"precious");
     place.refuses(1, &["model"], &["prune", "model", "--calibration", &text, "--output", "model", "--overwrite"]);
+    place.refuses(1, &["model's folder"], &small(&text, &["--report", "model/model.safetensors"]));
+}
+
+/// An interrupt in the middle of the work leaves nothing of it behind.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_nothing_behind() {
+    let place = Place::with_demo();
+    let program = env!("CARGO_BIN_EXE_driver");
+    let text = demo_text("calibration.txt");
+    // The interrupt comes once the temporary folder is there, however fast the machine is.
+    let script = format!(
+        "'{program}' prune model --calibration '{text}' --output out --quiet & \
+         while ! ls -A | grep -q partial; do kill -0 $! || exit 99; done; kill -INT $!; wait $!"
+    );
+    // A shell without job control has its background jobs ignore SIGINT.
+    let status =
+        std::process::Command::new("bash").args(["-m", "-c", &script]).current_dir(place.path("")).status().unwrap();
+    assert_eq!(status.code(), Some(130));
+    assert_eq!(place.list(), ["model"]);
 }
 
 /// A limit on the size of files stands in for a full disk: both end in an error of `write`.
