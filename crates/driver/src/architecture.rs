@@ -5,7 +5,7 @@ use model::Model;
 use serde::Serialize;
 
 /// What the stages of a block are called, in order.
-const STAGES: [&str; 4] = ["q, k, v", "attention out", "up", "down"];
+pub const STAGES: [&str; 4] = ["q, k, v", "attention out", "up", "down"];
 
 /// The shapes of a model.
 #[derive(Clone, Debug, Serialize)]

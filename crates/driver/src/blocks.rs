@@ -11,6 +11,7 @@
 //! computed again. So a run holds two activation buffers, whatever the widths in a block.
 
 use crate::activations::Activations;
+use crate::architecture::STAGES;
 use crate::progress::Task;
 use crate::report::{Clock, LayerReport, Phase};
 use anyhow::{Context, bail};
@@ -35,9 +36,6 @@ const FEED_FORWARD_TOKENS: usize = 1024;
 
 /// The first stage of the feed-forward half.
 const FEED_FORWARD: usize = 2;
-
-/// The stages of a block as they are reported.
-pub const STAGES: [&str; 4] = ["attention in", "attention out", "feed-forward in", "feed-forward out"];
 
 /// What is pruned, and how: the same for all shards.
 pub struct Job<'a> {
