@@ -98,7 +98,7 @@ impl Target {
         Ok(created)
     }
 
-    /// A temporary folder beside the target, `.NAME.KIND-XXXXXX`.
+    /// A temporary folder beside the target, `.NAME.KIND-` and six random letters.
     pub(crate) fn beside(&self, kind: &str) -> Result<TempDir, Error> {
         let mut prefix = OsString::from(".");
         prefix.push(&self.name);
