@@ -1,0 +1,3 @@
+//! PTX text, taken apart: tokens, then a syntax tree that keeps every line number.
+
+pub mod ast;
