@@ -2,7 +2,7 @@
 //! called, and for every operation the line it comes from.
 
 use crate::isa::{self, Op};
-use crate::machine::registers::{CONSTANT, Constants, D, LANES, P, W};
+use crate::machine::registers::{D, LANES, P, Registers, W};
 use crate::ptx::ast::{Function, Instruction, Module, Operand, Space, Statement, Target, Type, Variable};
 use crate::report::Place;
 use std::collections::HashMap;
@@ -109,10 +109,8 @@ pub struct Program {
     pub steps: Vec<Step>,
     /// Where each step comes from.
     pub places: Vec<Place>,
-    /// Registers of each kind: words, doubles, predicates.
-    pub registers: (usize, usize, usize),
-    /// Immediate operands.
-    pub constants: Constants,
+    /// Registers as a warp finds them at the start, immediate operands included.
+    pub registers: Registers,
     /// Registers that hold special values from the start.
     pub specials: Vec<(Special, W)>,
     /// Offset and size of each parameter.
@@ -209,8 +207,7 @@ pub struct Scope<'a> {
     steps: Vec<Step>,
     places: Vec<Place>,
     location: Option<(u32, u32)>,
-    registers: (u32, u32, u32),
-    constants: Constants,
+    registers: Registers,
     word_constants: HashMap<u32, W>,
     double_constants: HashMap<u64, D>,
     specials: Vec<(Special, W)>,
@@ -243,8 +240,7 @@ impl<'a> Scope<'a> {
             steps: Vec::new(),
             places: Vec::new(),
             location: None,
-            registers: (0, 0, 0),
-            constants: Constants::default(),
+            registers: Registers::default(),
             word_constants: HashMap::new(),
             double_constants: HashMap::new(),
             specials: Vec::new(),
@@ -263,38 +259,29 @@ impl<'a> Scope<'a> {
 
     /// A new word register.
     pub fn new_word(&mut self) -> W {
-        self.registers.0 += 1;
-        W(self.registers.0 - 1)
+        self.registers.add_word(0)
     }
 
     /// A new double register.
     pub fn new_double(&mut self) -> D {
-        self.registers.1 += 1;
-        D(self.registers.1 - 1)
+        self.registers.add_double(0)
     }
 
     /// A new predicate register.
     pub fn new_predicate(&mut self) -> P {
-        self.registers.2 += 1;
-        P(self.registers.2 - 1)
+        self.registers.add_predicate()
     }
 
     /// A constant word.
     pub fn constant_word(&mut self, value: u32) -> W {
-        let constants = &mut self.constants.words;
-        *self.word_constants.entry(value).or_insert_with(|| {
-            constants.push([value; LANES]);
-            W(constants.len() as u32 - 1 | CONSTANT)
-        })
+        let registers = &mut self.registers;
+        *self.word_constants.entry(value).or_insert_with(|| registers.add_word(value))
     }
 
     /// A constant double.
     pub fn constant_double(&mut self, value: u64) -> D {
-        let constants = &mut self.constants.doubles;
-        *self.double_constants.entry(value).or_insert_with(|| {
-            constants.push([value; LANES]);
-            D(constants.len() as u32 - 1 | CONSTANT)
-        })
+        let registers = &mut self.registers;
+        *self.double_constants.entry(value).or_insert_with(|| registers.add_double(value))
     }
 
     fn special(&mut self, special: Special) -> W {
@@ -767,8 +754,7 @@ impl<'a> Scope<'a> {
             name: entry.name.clone(),
             steps: self.steps,
             places: self.places,
-            registers: (self.registers.0 as usize, self.registers.1 as usize, self.registers.2 as usize),
-            constants: self.constants,
+            registers: self.registers,
             specials: self.specials,
             parameters: self.parameters,
             static_shared: self.shared,

@@ -22,7 +22,7 @@ pub enum Where {
 /// A warp's view of its surroundings while it executes one operation.
 pub struct Context<'a> {
     /// The warp's registers.
-    pub registers: &'a mut Registers<'a>,
+    pub registers: &'a mut Registers,
 }
 
 impl Context<'_> {

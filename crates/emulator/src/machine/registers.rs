@@ -14,11 +14,11 @@ pub type Word = [u32; LANES];
 /// A register of 64 bits, of all lanes.
 pub type Double = [u64; LANES];
 
-/// A word register, by index. [`CONSTANT`] marks those of the program's constants, which are read only.
+/// A word register, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct W(pub u32);
 
-/// A double register, by index, constants as for [`W`].
+/// A double register, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct D(pub u32);
 
@@ -26,54 +26,56 @@ pub struct D(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct P(pub u32);
 
-/// Marks indices of constants.
-pub const CONSTANT: u32 = 1 << 31;
-
-/// Immediate operands of a program, each the same in all lanes.
+/// The registers of one warp. A program has them as they are at the start, constants in place; every warp begins with
+/// a copy.
 #[derive(Clone, Debug, Default)]
-pub struct Constants {
-    /// Words.
-    pub words: Vec<Word>,
-    /// Doubles.
-    pub doubles: Vec<Double>,
-}
-
-/// The registers of one warp.
-#[derive(Clone, Debug)]
-pub struct Registers<'a> {
+pub struct Registers {
     words: Vec<Word>,
     doubles: Vec<Double>,
     predicates: Vec<u32>,
-    constants: &'a Constants,
 }
 
-impl<'a> Registers<'a> {
-    /// So many registers of each kind, all zero.
-    pub fn new(words: usize, doubles: usize, predicates: usize, constants: &'a Constants) -> Self {
-        Self {
-            words: vec![[0; LANES]; words],
-            doubles: vec![[0; LANES]; doubles],
-            predicates: vec![0; predicates],
-            constants,
-        }
+impl Registers {
+    /// Adds a word register that holds `value` in all lanes.
+    pub fn add_word(&mut self, value: u32) -> W {
+        self.words.push([value; LANES]);
+        W(self.words.len() as u32 - 1)
+    }
+
+    /// Adds a double register that holds `value` in all lanes.
+    pub fn add_double(&mut self, value: u64) -> D {
+        self.doubles.push([value; LANES]);
+        D(self.doubles.len() as u32 - 1)
+    }
+
+    /// Adds a predicate register that holds in no lane.
+    pub fn add_predicate(&mut self) -> P {
+        self.predicates.push(0);
+        P(self.predicates.len() as u32 - 1)
+    }
+
+    /// Makes these registers a copy of `start`, in the memory that they have.
+    pub fn restart(&mut self, start: &Self) {
+        self.words.clone_from(&start.words);
+        self.doubles.clone_from(&start.doubles);
+        self.predicates.clone_from(&start.predicates);
+    }
+
+    /// How many registers there are: words, doubles, predicates.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.words.len(), self.doubles.len(), self.predicates.len())
     }
 
     /// All lanes of a word.
     #[inline(always)]
     pub fn word(&self, index: W) -> &Word {
-        match index.0 & CONSTANT {
-            0 => &self.words[index.0 as usize],
-            _ => &self.constants.words[(index.0 & !CONSTANT) as usize],
-        }
+        &self.words[index.0 as usize]
     }
 
     /// All lanes of a double.
     #[inline(always)]
     pub fn double(&self, index: D) -> &Double {
-        match index.0 & CONSTANT {
-            0 => &self.doubles[index.0 as usize],
-            _ => &self.constants.doubles[(index.0 & !CONSTANT) as usize],
-        }
+        &self.doubles[index.0 as usize]
     }
 
     /// The lanes in which a predicate holds.
@@ -117,7 +119,7 @@ impl<'a> Registers<'a> {
 }
 
 /// Loops over lanes. Lanes outside of `mask` are computed as well and not written: `f` must be total.
-impl Registers<'_> {
+impl Registers {
     /// word ← f(word).
     #[inline(always)]
     pub fn map1(&mut self, d: W, mask: u32, a: W, f: impl Fn(u32) -> u32) {
