@@ -253,13 +253,13 @@ impl<'a> ThreadBlock<'a> {
 
     /// Lets a warp run for at most `budget` steps.
     fn turn(&mut self, index: usize, budget: u64) -> Result<Turn, Failure> {
-        let number = self.memory.number;
+        let block = self.memory.number;
         let mut pc = 0;
-        let result = self.turn_inner(index, budget, &mut pc);
-        result.map_err(|fault| Failure { fault, pc, block: number, first_thread: index * LANES })
+        let result = self.steps_of(index, budget, &mut pc);
+        result.map_err(|fault| Failure { fault, pc, block, first_thread: index * LANES })
     }
 
-    fn turn_inner(&mut self, index: usize, budget: u64, at: &mut usize) -> Result<Turn, Fault> {
+    fn steps_of(&mut self, index: usize, budget: u64, at: &mut usize) -> Result<Turn, Fault> {
         let program = self.environment.launch.program;
         let mut left = budget;
         let mut split_steps = 0;
@@ -268,10 +268,8 @@ impl<'a> ThreadBlock<'a> {
                 split_steps = 0;
                 Some(self.steps)
             } else {
-                match &mut self.random {
-                    Some(random) if self.warps[index].groups.len() > 1 && random.below(8) == 0 => Some(random.next()),
-                    _ => None,
-                }
+                let is_split = self.warps[index].groups.len() > 1;
+                self.random.as_mut().filter(|_| is_split).map(Random::next).filter(|drawn| drawn % 8 == 0).map(|drawn| drawn / 8)
             };
             let Some(chosen) = self.warps[index].pick(turn) else { return Ok(Turn::Blocked) };
             let warp = &mut self.warps[index];
