@@ -117,7 +117,7 @@ fn address(scope: &mut Scope<'_>, operand: &Operand, shared: bool) -> Result<(Ad
 
 /// The addresses of all lanes.
 #[inline(always)]
-pub fn addresses(registers: &Registers<'_>, address: &Address) -> Double {
+pub fn addresses(registers: &Registers, address: &Address) -> Double {
     match address.base {
         Base::Nothing => [address.offset as u64; LANES],
         Base::Word(base) => registers.word(base).map(|base| u64::from(base).wrapping_add_signed(address.offset)),
@@ -165,7 +165,7 @@ impl Store {
 impl Transpose {
     /// Executes it for the whole warp.
     #[inline(always)]
-    pub fn execute(&self, registers: &mut Registers<'_>) {
+    pub fn execute(&self, registers: &mut Registers) {
         let mut rows = [[0; WIDEST]; LANES];
         lay_out(registers.word(self.from), &mut rows, 0, false);
         registers.set_word(self.to, u32::MAX, &fragment(&rows, 0, true));
@@ -245,8 +245,8 @@ mod tests {
 
     #[test]
     fn movmatrix_transposes() {
-        let constants = crate::machine::registers::Constants::default();
-        let mut registers = Registers::new(2, 0, 0, &constants);
+        let mut registers = Registers::default();
+        (registers.add_word(0), registers.add_word(0));
         // Element (row, column) is 8·row + column.
         let from = std::array::from_fn(|lane| 2 * lane as u32 | (2 * lane as u32 + 1) << 16);
         registers.set_word(W(0), u32::MAX, &from);

@@ -343,7 +343,7 @@ impl Multiply {
     ///
     /// # Errors
     /// If metadata is not what the ISA allows.
-    pub fn execute(&self, registers: &mut Registers<'_>) -> Result<(), Fault> {
+    pub fn execute(&self, registers: &mut Registers) -> Result<(), Fault> {
         let selection = match &self.metadata {
             None => None,
             Some(metadata) => Some(metadata.selection(registers.word(metadata.register))?),
@@ -356,11 +356,11 @@ impl Multiply {
     }
 
     /// [`Multiply::compute`] with the vector instructions of the machine.
-    fn dispatch(&self, registers: &Registers<'_>, selection: Option<&Selection>) -> [Word; 4] {
+    fn dispatch(&self, registers: &Registers, selection: Option<&Selection>) -> [Word; 4] {
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
             #[target_feature(enable = "avx2,fma")]
-            fn compute(op: &Multiply, registers: &Registers<'_>, selection: Option<&Selection>) -> [Word; 4] {
+            fn compute(op: &Multiply, registers: &Registers, selection: Option<&Selection>) -> [Word; 4] {
                 op.compute(registers, selection)
             }
             // SAFETY: the features that the function is compiled for were just detected.
@@ -371,7 +371,7 @@ impl Multiply {
 
     /// The registers of D.
     #[inline(always)]
-    fn compute(&self, registers: &Registers<'_>, selection: Option<&Selection>) -> [Word; 4] {
+    fn compute(&self, registers: &Registers, selection: Option<&Selection>) -> [Word; 4] {
         let fragments = Fragments {
             a: self.a.map(|register| registers.word(register)),
             b: self.b.map(|register| registers.word(register)),
@@ -448,7 +448,7 @@ impl MultiplyDoubles {
     }
 
     /// Executes it for the whole warp. Its layout is that of [`product`], a double for a word.
-    pub fn execute(&self, registers: &mut Registers<'_>) {
+    pub fn execute(&self, registers: &mut Registers) {
         let halves = self.rows / 8;
         let d: Vec<[u64; LANES]> = (0..2 * halves)
             .map(|number| {
