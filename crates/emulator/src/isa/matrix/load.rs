@@ -245,8 +245,8 @@ mod tests {
 
     #[test]
     fn movmatrix_transposes() {
-        let constants = crate::machine::registers::Constants::default();
-        let mut registers = Registers::new(2, 0, 0, &constants);
+        let mut registers = Registers::default();
+        (registers.add_word(0), registers.add_word(0));
         // Element (row, column) is 8·row + column.
         let from = std::array::from_fn(|lane| 2 * lane as u32 | (2 * lane as u32 + 1) << 16);
         registers.set_word(W(0), u32::MAX, &from);

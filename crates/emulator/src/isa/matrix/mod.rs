@@ -4,11 +4,11 @@
 //! All of them are `.sync.aligned`: every lane of the warp takes part, or the behaviour is undefined, which is a fault
 //! here. `wmma` and `wgmma` are refused: nvcc lowers `nvcuda::wmma` to `wmma`, whose fragment layout PTX leaves open.
 
-mod elements;
-mod load;
-mod mma;
-mod product;
-mod sparse;
+pub mod elements;
+pub mod load;
+pub mod mma;
+pub mod product;
+pub mod sparse;
 
 use super::Decoded;
 use crate::machine::context::Context;
