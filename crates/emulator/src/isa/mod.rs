@@ -3,10 +3,12 @@
 
 pub mod asynchronous;
 pub mod atomic;
+pub mod bits;
 pub mod compare;
 pub mod control;
 pub mod convert;
 pub mod float;
+pub mod forms;
 pub mod half;
 pub mod integer;
 pub mod matrix;
@@ -23,6 +25,7 @@ use crate::ptx::ast::Instruction;
 #[allow(missing_docs)] // each is documented at its type
 pub enum Op {
     Integer(integer::Op),
+    Bits(bits::Op),
     Float(float::Op),
     Half(half::Op),
     Compare(compare::Op),
@@ -44,8 +47,9 @@ pub type Decoded = Result<Option<Op>, Reason>;
 /// # Errors
 /// If no family knows it, or its operands are not what it takes.
 pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
-    const FAMILIES: [fn(&mut Scope<'_>, &Instruction) -> Decoded; 12] = [
+    const FAMILIES: [fn(&mut Scope<'_>, &Instruction) -> Decoded; 13] = [
         integer::decode,
+        bits::decode,
         float::decode,
         half::decode,
         compare::decode,
@@ -77,7 +81,7 @@ impl Op {
     /// What a profile counts it as.
     pub fn class(&self) -> Class {
         match self {
-            Self::Integer(_) => Class::Integer,
+            Self::Integer(_) | Self::Bits(_) => Class::Integer,
             Self::Float(op) => op.class(),
             Self::Half(_) => Class::Half,
             Self::Compare(_) => Class::Compare,
