@@ -164,6 +164,8 @@ pub struct Function {
     pub max_threads: Option<[u32; 3]>,
     /// `.reqntid`: exactly so many threads.
     pub required_threads: Option<[u32; 3]>,
+    /// `.reqnctapercluster`: thread blocks of a cluster, along each axis.
+    pub cluster: Option<[u32; 3]>,
     /// `.minnctapersm`.
     pub min_blocks: Option<u32>,
     /// Statements; `None` for a declaration.

@@ -1,3 +1,9 @@
 //! PTX text, taken apart: tokens, then a syntax tree that keeps every line number.
 
 pub mod ast;
+pub mod error;
+mod lexer;
+mod parser;
+
+pub use error::ParseError;
+pub use parser::parse;

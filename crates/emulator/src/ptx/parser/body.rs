@@ -1,0 +1,142 @@
+//! Bodies of functions: declarations, labels, instructions and scopes.
+
+use super::{Linking, Parser, Result, space};
+use crate::ptx::ast::{Instruction, Statement, Type};
+use crate::ptx::lexer::Token;
+
+impl Parser<'_> {
+    /// `{ … }`.
+    pub(super) fn scope(&mut self) -> Result<Vec<Statement>> {
+        self.expect("{")?;
+        let mut statements = Vec::new();
+        while !self.take("}")? {
+            self.statement(&mut statements)?;
+        }
+        Ok(statements)
+    }
+
+    fn statement(&mut self, statements: &mut Vec<Statement>) -> Result<()> {
+        match self.token {
+            Token::Symbol("{") => statements.push(Statement::Scope(self.nested(Self::scope)?)),
+            Token::Symbol("@") => statements.push(Statement::Instruction(self.instruction()?)),
+            Token::Symbol(";") => drop(self.advance()?),
+            Token::Word(_) if self.peek()? == Token::Symbol(":") => self.label(statements)?,
+            Token::Word(_) => statements.push(Statement::Instruction(self.instruction()?)),
+            Token::Directive("reg") => statements.push(self.registers()?),
+            Token::Directive("loc") => statements.push(self.location()?),
+            Token::Directive("pragma") => self.pragma()?,
+            Token::Directive("section") => self.section()?,
+            Token::Directive(_) => {
+                let Linking { external } = self.linking()?;
+                let Token::Directive(name) = self.token else { return Err(self.unexpected("a state space")) };
+                let Some(space) = space(name) else { return Err(self.unexpected("a statement")) };
+                self.variables(space, Linking { external }, &mut |variable| {
+                    statements.push(Statement::Variable(variable));
+                })?;
+            }
+            _ => return Err(self.unexpected("a statement")),
+        }
+        Ok(())
+    }
+
+    /// A label, or a list or prototype under its name. Prototypes serve indirect calls, which are refused when they are
+    /// decoded, so they are only stepped over.
+    fn label(&mut self, statements: &mut Vec<Statement>) -> Result<()> {
+        let name = self.word("a label")?.to_owned();
+        self.expect(":")?;
+        match self.token {
+            Token::Directive("branchtargets") => {
+                self.advance()?;
+                let mut targets = Vec::new();
+                loop {
+                    targets.push(self.word("a label")?.to_owned());
+                    if !self.take(",")? {
+                        break;
+                    }
+                }
+                self.expect(";")?;
+                statements.push(Statement::BranchTargets(name, targets));
+            }
+            Token::Directive("callprototype" | "calltargets") => loop {
+                match self.advance()? {
+                    Token::Symbol(";") => break,
+                    Token::End | Token::Symbol("{" | "}") => return Err(self.unexpected("`;` before it")),
+                    _ => {}
+                }
+            },
+            _ => statements.push(Statement::Label(name)),
+        }
+        Ok(())
+    }
+
+    /// `.reg .b32 %r<3>, %x;`.
+    fn registers(&mut self) -> Result<Statement> {
+        self.advance()?;
+        if let Token::Directive("v2" | "v4") = self.token {
+            return Err(self.unsupported("a vector register"));
+        }
+        let ty = self.fundamental_type()?;
+        let mut names = Vec::new();
+        loop {
+            let name = self.word("a register")?;
+            let count: usize = match self.take("<")? {
+                true => self.number()?,
+                false => 1,
+            };
+            let Some(left) = self.registers.checked_sub(count) else {
+                let what = format!("{count} registers {name}, more than a module of this length can use");
+                return Err(self.excessive(what));
+            };
+            self.registers = left;
+            if let Token::Symbol(">") = self.token {
+                self.advance()?;
+                names.extend((0..count).map(|index| format!("{name}{index}")));
+            } else {
+                names.push(name.to_owned());
+            }
+            if !self.take(",")? {
+                break;
+            }
+        }
+        self.expect(";")?;
+        Ok(Statement::Registers(ty, names))
+    }
+
+    pub(super) fn fundamental_type(&mut self) -> Result<Type> {
+        let Token::Directive(name) = self.token else { return Err(self.unexpected("a type")) };
+        let ty = Type::parse(name).ok_or_else(|| self.unexpected("a type"))?;
+        self.advance()?;
+        Ok(ty)
+    }
+
+    fn instruction(&mut self) -> Result<Instruction> {
+        let line = self.line;
+        let guard = match self.take("@")? {
+            true => {
+                let negated = self.take("!")?;
+                Some((self.word("a predicate")?.to_owned(), negated))
+            }
+            false => None,
+        };
+        let opcode = self.word("an instruction")?.to_owned();
+        let mut modifiers = Vec::new();
+        while let Token::Directive(modifier) = self.token {
+            modifiers.push(modifier.to_owned());
+            self.advance()?;
+        }
+        let call = opcode == "call";
+        let mut operands = Vec::new();
+        if !self.take(";")? {
+            loop {
+                operands.push(self.operand(call)?);
+                if !self.take(",")? {
+                    break;
+                }
+            }
+            if !self.take(";")? {
+                return Err(self.unexpected("`,` or `;`"));
+            }
+        }
+        Ok(Instruction { guard, opcode, modifiers, operands, line })
+    }
+}
