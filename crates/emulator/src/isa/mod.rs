@@ -1,12 +1,14 @@
 //! The instructions, family by family: each file holds the decoded form of its instructions, how they are decoded, and
 //! what they do.
 
+pub mod approximate;
 pub mod asynchronous;
 pub mod atomic;
 pub mod bits;
 pub mod compare;
 pub mod control;
 pub mod convert;
+pub mod double;
 pub mod float;
 pub mod forms;
 pub mod half;
@@ -14,6 +16,7 @@ pub mod integer;
 pub mod matrix;
 pub mod memory;
 pub mod moves;
+pub mod rounding;
 pub mod warp;
 
 use crate::machine::Class;
