@@ -16,7 +16,16 @@ pub enum Op {
     /// `bfi` of words: what is inserted, into what, position, length.
     Insert(W, W, W, W, W),
     /// `lop3` whose result is also tested: p = (d ≠ 0) op q, where op is `or`, else `and`.
-    LogicTest { table: u8, d: W, a: W, b: W, c: W, p: P, q: Source, or: bool },
+    LogicTest {
+        table: u8,
+        d: W,
+        a: W,
+        b: W,
+        c: W,
+        p: P,
+        q: Source,
+        or: bool,
+    },
     Double1(Double1, D, D),
     Logic(Logic, D, D, D),
     Shift(Shift, D, D, W),
@@ -264,9 +273,7 @@ fn insert(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<
     let (c, length) = (scope.word(c, Type::U32)?, scope.word(length, Type::U32)?);
     Ok(match ty {
         Type::B32 => Op::Insert(scope.word_to(d)?, scope.word(a, ty)?, scope.word(b, ty)?, c, length),
-        Type::B64 => {
-            Op::InsertDouble(scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?, c, length)
-        }
+        Type::B64 => Op::InsertDouble(scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?, c, length),
         _ => return no_type(instruction),
     })
 }

@@ -12,9 +12,20 @@ use crate::ptx::ast::{Instruction, Operand, Type};
 #[allow(missing_docs)] // destination, then sources
 pub enum Op {
     /// `setp`; of packed halves p is of the lower and q of the upper, else q is of the opposite.
-    SetPredicate { comparison: Comparison, combine: Option<(Bool, Source)>, p: P, q: Option<P> },
+    SetPredicate {
+        comparison: Comparison,
+        combine: Option<(Bool, Source)>,
+        p: P,
+        q: Option<P>,
+    },
     /// `set`: what is written where it holds; `packed` into each half on its own.
-    Set { comparison: Comparison, combine: Option<(Bool, Source)>, d: W, value: u32, packed: bool },
+    Set {
+        comparison: Comparison,
+        combine: Option<(Bool, Source)>,
+        d: W,
+        value: u32,
+        packed: bool,
+    },
     /// `selp`.
     SelectWord(W, W, W, Source),
     SelectDouble(D, D, D, Source),

@@ -190,7 +190,11 @@ fn rounding(instruction: &Instruction) -> Option<Rounding> {
 
 fn source(scope: &mut Scope<'_>, operand: &Operand, ty: Type) -> Result<From, Reason> {
     let wide = scope.register_type(operand).map_or(ty.size(), Type::size) == 8;
-    if wide { Ok(From::Double(scope.double(operand, Type::B64)?)) } else { Ok(From::Word(scope.word_any(operand, ty)?)) }
+    if wide {
+        Ok(From::Double(scope.double(operand, Type::B64)?))
+    } else {
+        Ok(From::Word(scope.word_any(operand, ty)?))
+    }
 }
 
 fn destination(scope: &mut Scope<'_>, operand: &Operand, ty: Type) -> Result<To, Reason> {
@@ -453,11 +457,7 @@ fn integer(x: f64, to: Integer, nan: u64) -> u64 {
     if x.is_nan() {
         return nan;
     }
-    if to.signed {
-        (x as i64).clamp(to.smallest(), to.largest() as i64) as u64
-    } else {
-        (x as u64).min(to.largest())
-    }
+    if to.signed { (x as i64).clamp(to.smallest(), to.largest() as i64) as u64 } else { (x as u64).min(to.largest()) }
 }
 
 /// A number in a format, as its bits, by way of integers: for everything that is not worth a loop of its own.
@@ -577,16 +577,7 @@ fn lengthen(byte: u32, e4m3: bool) -> u32 {
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn from_integer(
-    r: &mut Registers<'_>,
-    m: u32,
-    d: To,
-    a: From,
-    from: Integer,
-    to: Float,
-    mode: Rounding,
-    sat: bool,
-) {
+fn from_integer(r: &mut Registers<'_>, m: u32, d: To, a: From, from: Integer, to: Float, mode: Rounding, sat: bool) {
     let clamp = |x: u64| {
         if !sat {
             x

@@ -107,11 +107,8 @@ impl Extreme {
         let (a, b) = (flush(a, self.ftz), flush(b, self.ftz));
         let sign = (a.to_bits() ^ b.to_bits()) & 0x8000_0000;
         let (a, b) = if self.abs { (a.abs(), b.abs()) } else { (a, b) };
-        let first = if self.max {
-            a > b || a == b && a.is_sign_positive()
-        } else {
-            a < b || a == b && a.is_sign_negative()
-        };
+        let first =
+            if self.max { a > b || a == b && a.is_sign_positive() } else { a < b || a == b && a.is_sign_negative() };
         let result = if first || b.is_nan() { a } else { b };
         let result = if self.xorsign { f32::from_bits(result.to_bits() | sign) } else { result };
         if self.nan && (a.is_nan() || b.is_nan()) { f32::NAN } else { result }
@@ -332,9 +329,7 @@ fn map1(r: &mut Registers<'_>, m: u32, style: Style, d: W, a: W, f: impl Fn(f32)
 #[allow(clippy::too_many_arguments)]
 fn map2(r: &mut Registers<'_>, m: u32, style: Style, d: W, a: W, b: W, f: impl Fn(f32, f32) -> f32) {
     if style.ftz || style.sat {
-        r.map2(d, m, a, b, |a, b| {
-            style.result(f(style.source(f32::from_bits(a)), style.source(f32::from_bits(b))))
-        });
+        r.map2(d, m, a, b, |a, b| style.result(f(style.source(f32::from_bits(a)), style.source(f32::from_bits(b)))));
     } else {
         r.map2(d, m, a, b, |a, b| canonical(f(f32::from_bits(a), f32::from_bits(b))));
     }

@@ -20,11 +20,7 @@ pub(super) fn check(instruction: &Instruction, allowed: &[&str], types: usize) -
             None => return Err(format!("{} does not take .{modifier} here", instruction.opcode)),
         }
     }
-    if found == types {
-        Ok(())
-    } else {
-        Err(format!("{} takes {types} types here, not {found}", instruction.opcode))
-    }
+    if found == types { Ok(()) } else { Err(format!("{} takes {types} types here, not {found}", instruction.opcode)) }
 }
 
 /// Its operands, exactly so many.

@@ -85,9 +85,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
             (kind, if brain { &["rn"] } else { &["rn", "ftz", "sat"] }, 2)
         }
         "fma" => (Kind::Fma, if brain { &["rn", "relu"] } else { &["rn", "ftz", "sat", "relu"] }, 3),
-        "neg" | "abs" => {
-            (if opcode == "neg" { Kind::Neg } else { Kind::Abs }, if brain { &[] } else { &["ftz"] }, 1)
-        }
+        "neg" | "abs" => (if opcode == "neg" { Kind::Neg } else { Kind::Abs }, if brain { &[] } else { &["ftz"] }, 1),
         "min" | "max" => {
             let allowed: &[&str] = if brain { &["NaN", "xorsign", "abs"] } else { &["ftz", "NaN", "xorsign", "abs"] };
             // Flushing is done here, where it is known what is subnormal.
@@ -239,17 +237,17 @@ impl Op {
         match kind {
             Kind::Add => r.map2(d, m, a, b, |a, b| each(packed, a, b, 0, |a, b, _| leave(enter(a) + enter(b)))),
             Kind::Sub => r.map2(d, m, a, b, |a, b| each(packed, a, b, 0, |a, b, _| leave(enter(a) - enter(b)))),
-            Kind::Mul => r.map2(d, m, a, b, |a, b| {
-                each(packed, a, b, 0, |a, b, _| leave(N::product(enter(a), enter(b))))
-            }),
+            Kind::Mul => {
+                r.map2(d, m, a, b, |a, b| each(packed, a, b, 0, |a, b, _| leave(N::product(enter(a), enter(b)))))
+            }
             Kind::Fma => r.map3(d, m, a, b, c, |a, b, c| {
                 each(packed, a, b, c, |a, b, c| leave(N::fma(enter(a), enter(b), enter(c))))
             }),
             Kind::Neg => r.map1(d, m, a, |a| each(packed, a, 0, 0, |a, _, _| N::flush(a, style.ftz) ^ 0x8000)),
             Kind::Abs => r.map1(d, m, a, |a| each(packed, a, 0, 0, |a, _, _| N::flush(a, style.ftz) & 0x7fff)),
-            Kind::Extreme(extreme) => r.map2(d, m, a, b, |a, b| {
-                each(packed, a, b, 0, |a, b, _| leave(extreme.of(enter(a), enter(b))))
-            }),
+            Kind::Extreme(extreme) => {
+                r.map2(d, m, a, b, |a, b| each(packed, a, b, 0, |a, b, _| leave(extreme.of(enter(a), enter(b)))))
+            }
             Kind::Ex2 => r.map1(d, m, a, |a| each(packed, a, 0, 0, |a, _, _| leave(approximate::exp2(enter(a))))),
             Kind::Tanh => r.map1(d, m, a, |a| each(packed, a, 0, 0, |a, _, _| leave(approximate::tanh(enter(a))))),
         }

@@ -20,13 +20,38 @@ pub enum Op {
     Double2(Double2, D, D, D),
     Double3(Double3, D, D, D, D),
     /// `mul.wide` of 32-bit factors: d, a, b.
-    Wide { signed: bool, d: D, a: W, b: W },
+    Wide {
+        signed: bool,
+        d: D,
+        a: W,
+        b: W,
+    },
     /// `mad.wide` of 32-bit factors: d, a, b, c.
-    WideAdd { signed: bool, d: D, a: W, b: W, c: D },
+    WideAdd {
+        signed: bool,
+        d: D,
+        a: W,
+        b: W,
+        c: D,
+    },
     /// With the carry flag, on words.
-    CarryWord { kind: Carry, flag: Flag, d: W, a: W, b: W, c: W },
+    CarryWord {
+        kind: Carry,
+        flag: Flag,
+        d: W,
+        a: W,
+        b: W,
+        c: W,
+    },
     /// With the carry flag, on doubles.
-    CarryDouble { kind: Carry, flag: Flag, d: D, a: D, b: D, c: D },
+    CarryDouble {
+        kind: Carry,
+        flag: Flag,
+        d: D,
+        a: D,
+        b: D,
+        c: D,
+    },
 }
 
 /// Operations on one word; the number is the width.
@@ -307,8 +332,20 @@ fn packed2(instruction: &Instruction) -> Result<Word2, Reason> {
         "add" if !instruction.has("sat") => Word2::AddPacked,
         "min" if relu && signed => Word2::MinPackedRelu,
         "max" if relu && signed => Word2::MaxPackedRelu,
-        "min" if !relu => if signed { Word2::MinPackedS } else { Word2::MinPackedU },
-        "max" if !relu => if signed { Word2::MaxPackedS } else { Word2::MaxPackedU },
+        "min" if !relu => {
+            if signed {
+                Word2::MinPackedS
+            } else {
+                Word2::MinPackedU
+            }
+        }
+        "max" if !relu => {
+            if signed {
+                Word2::MaxPackedS
+            } else {
+                Word2::MaxPackedU
+            }
+        }
         _ => return no_type(instruction),
     })
 }
@@ -427,7 +464,13 @@ fn double3(instruction: &Instruction, ty: Type) -> Result<Double3, Reason> {
     }
     let signed = ty.is_signed();
     Ok(match instruction.opcode.as_str() {
-        "sad" => if signed { Double3::SadS } else { Double3::SadU },
+        "sad" => {
+            if signed {
+                Double3::SadS
+            } else {
+                Double3::SadU
+            }
+        }
         "mad" => match (high(instruction)?, signed) {
             (false, _) => Double3::MadLow,
             (true, false) => Double3::MadHighU,
@@ -685,15 +728,15 @@ impl Word2 {
             Self::DivU16 => r.map2(d, m, a, b, |a, b| a.checked_div(b).unwrap_or(0xffff)),
             Self::DivU32 => r.map2(d, m, a, b, |a, b| a.checked_div(b).unwrap_or(u32::MAX)),
             Self::DivS16 => r.map2(d, m, a, b, signed(|a, b| if b == 0 { -1 } else { a.wrapping_div(b) })),
-            Self::DivS32 => r.map2(d, m, a, b, |a, b| {
-                if b == 0 { u32::MAX } else { (a as i32).wrapping_div(b as i32) as u32 }
-            }),
+            Self::DivS32 => {
+                r.map2(d, m, a, b, |a, b| if b == 0 { u32::MAX } else { (a as i32).wrapping_div(b as i32) as u32 })
+            }
             Self::RemU16 => r.map2(d, m, a, b, |a, b| a.checked_rem(b).unwrap_or(0xffff)),
             Self::RemU32 => r.map2(d, m, a, b, |a, b| a.checked_rem(b).unwrap_or(u32::MAX)),
             Self::RemS16 => r.map2(d, m, a, b, signed(|a, b| if b == 0 { -1 } else { a.wrapping_rem(b) })),
-            Self::RemS32 => r.map2(d, m, a, b, |a, b| {
-                if b == 0 { u32::MAX } else { (a as i32).wrapping_rem(b as i32) as u32 }
-            }),
+            Self::RemS32 => {
+                r.map2(d, m, a, b, |a, b| if b == 0 { u32::MAX } else { (a as i32).wrapping_rem(b as i32) as u32 })
+            }
             Self::MinU => r.map2(d, m, a, b, u32::min),
             Self::MinS16 => r.map2(d, m, a, b, signed(i16::min)),
             Self::MinS32 => r.map2(d, m, a, b, |a, b| (a as i32).min(b as i32) as u32),
@@ -719,9 +762,9 @@ impl Word3 {
         match self {
             Self::MadLow16 => r.map3(d, m, a, b, c, |a, b, c| a.wrapping_mul(b).wrapping_add(c) & 0xffff),
             Self::MadHighU16 => r.map3(d, m, a, b, c, |a, b, c| (a.wrapping_mul(b) >> 16).wrapping_add(c) & 0xffff),
-            Self::MadHighS16 => r.map3(d, m, a, b, c, |a, b, c| {
-                ((s16(a) * s16(b) >> 16) as u32).wrapping_add(c) & 0xffff
-            }),
+            Self::MadHighS16 => {
+                r.map3(d, m, a, b, c, |a, b, c| ((s16(a) * s16(b) >> 16) as u32).wrapping_add(c) & 0xffff)
+            }
             Self::MadWideU16 | Self::MadLow32 => r.map3(d, m, a, b, c, |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
             Self::MadWideS16 => r.map3(d, m, a, b, c, |a, b, c| ((s16(a) * s16(b)) as u32).wrapping_add(c)),
             Self::MadHighU32 => r.map3(d, m, a, b, c, |a, b, c| high_u32(a, b).wrapping_add(c)),
@@ -745,9 +788,7 @@ impl Word3 {
             }),
             Self::Dp2a(left, right, high) => r.map3(d, m, a, b, c, |a, b, c| {
                 let first = if high { 2 } else { 0 };
-                (0..2).fold(c, |sum, i| {
-                    sum.wrapping_add((part(a, i, 16, left) * part(b, first + i, 8, right)) as u32)
-                })
+                (0..2).fold(c, |sum, i| sum.wrapping_add((part(a, i, 16, left) * part(b, first + i, 8, right)) as u32))
             }),
         }
     }
@@ -763,13 +804,29 @@ impl Double2 {
             Self::MulHighU => r.double_map2(d, m, a, b, high_u64),
             Self::MulHighS => r.double_map2(d, m, a, b, high_s64),
             Self::DivU => r.double_map2(d, m, a, b, |a, b| a.checked_div(b).unwrap_or(u64::MAX)),
-            Self::DivS => r.double_map2(d, m, a, b, |a, b| {
-                if b == 0 { u64::MAX } else { (a as i64).wrapping_div(b as i64) as u64 }
-            }),
+            Self::DivS => {
+                r.double_map2(
+                    d,
+                    m,
+                    a,
+                    b,
+                    |a, b| {
+                        if b == 0 { u64::MAX } else { (a as i64).wrapping_div(b as i64) as u64 }
+                    },
+                )
+            }
             Self::RemU => r.double_map2(d, m, a, b, |a, b| a.checked_rem(b).unwrap_or(u64::MAX)),
-            Self::RemS => r.double_map2(d, m, a, b, |a, b| {
-                if b == 0 { u64::MAX } else { (a as i64).wrapping_rem(b as i64) as u64 }
-            }),
+            Self::RemS => {
+                r.double_map2(
+                    d,
+                    m,
+                    a,
+                    b,
+                    |a, b| {
+                        if b == 0 { u64::MAX } else { (a as i64).wrapping_rem(b as i64) as u64 }
+                    },
+                )
+            }
             Self::MinU => r.double_map2(d, m, a, b, u64::min),
             Self::MinS => r.double_map2(d, m, a, b, |a, b| (a as i64).min(b as i64) as u64),
             Self::MaxU => r.double_map2(d, m, a, b, u64::max),

@@ -249,11 +249,8 @@ pub fn narrow(x: f64, mode: Rounding) -> f32 {
 #[inline(always)]
 pub fn add_narrow(a: f64, b: f64, mode: Rounding) -> f32 {
     let (sum, rest) = two_sum(a, b);
-    let signed = if mode == Rounding::Down && sum == 0.0 && (a.is_sign_negative() || b.is_sign_negative()) {
-        -0.0
-    } else {
-        sum
-    };
+    let signed =
+        if mode == Rounding::Down && sum == 0.0 && (a.is_sign_negative() || b.is_sign_negative()) { -0.0 } else { sum };
     narrow(odd((signed, rest)), mode)
 }
 
@@ -284,7 +281,15 @@ impl Rounding {
         let (x, y, z) = (Parts::of(a), Parts::of(b), Parts::of(c));
         let product = u128::from(x.significand) * u128::from(y.significand);
         let negative = x.negative != y.negative;
-        let zero = |signs_agree: bool| if signs_agree { nearest } else if self == Self::Down { -0.0 } else { 0.0 };
+        let zero = |signs_agree: bool| {
+            if signs_agree {
+                nearest
+            } else if self == Self::Down {
+                -0.0
+            } else {
+                0.0
+            }
+        };
         match (product == 0, z.significand == 0) {
             (true, true) => return zero(negative == z.negative),
             (true, false) => return c,

@@ -45,6 +45,8 @@ pub struct Registers<'a> {
     doubles: Vec<Double>,
     predicates: Vec<u32>,
     constants: &'a Constants,
+    /// What the clock last showed.
+    clock: u64,
 }
 
 impl<'a> Registers<'a> {
@@ -55,7 +57,16 @@ impl<'a> Registers<'a> {
             doubles: vec![[0; LANES]; doubles],
             predicates: vec![0; predicates],
             constants,
+            clock: 0,
         }
+    }
+
+    /// The time that the clock shows, later at every look. It counts looks, so that it is the same in every run; in steps
+    /// that are large enough for programs that wait so many cycles to get on.
+    #[inline(always)]
+    pub fn tick(&mut self) -> u64 {
+        self.clock += 64;
+        self.clock
     }
 
     /// All lanes of a word.
