@@ -533,6 +533,20 @@ impl<'a> Scope<'a> {
         }
     }
 
+    /// The offset in local memory of a `.param` variable that is given to a call.
+    ///
+    /// # Errors
+    /// If the operand is not one.
+    pub fn argument(&self, operand: &Operand) -> Result<u64, Reason> {
+        match operand {
+            Operand::Name(name) => match self.find(name) {
+                Some(Symbol::Variable(Space::Local, address)) => Ok(address),
+                _ => Err(format!("{name} is not a .param variable")),
+            },
+            _ => Err("a .param variable was expected".to_owned()),
+        }
+    }
+
     /// Where `ret` goes here: the end of the function that is being inlined, or nowhere for the kernel itself.
     pub fn return_label(&self) -> Option<Label> {
         self.returns.last().copied()

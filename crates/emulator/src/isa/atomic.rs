@@ -1,17 +1,273 @@
-//! To be written.
+//! Atomic read-modify-write operations: `atom` and `red`, in global and shared memory.
 
 use super::Decoded;
-use crate::program::Scope;
-use crate::ptx::ast::Instruction;
+use super::memory::{Register, addresses, is_hint, space};
+use crate::machine::Fault;
+use crate::machine::context::{Access, Context, Where};
+use crate::machine::registers::{Double, LANES, lanes};
+use crate::program::{Address, Reason, Scope};
+use crate::ptx::ast::{Instruction, Operand, Space, Type};
+use half::{bf16, f16};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-/// A decoded operation of this family.
+/// What is done to the old value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // named as in PTX
+pub enum Operation {
+    Add,
+    Inc,
+    Dec,
+    Min,
+    Max,
+    And,
+    Or,
+    Xor,
+    Exchange,
+    CompareAndSwap,
+}
+
+/// An atomic operation.
 #[derive(Clone, Debug)]
-pub enum Op {}
+pub struct Op {
+    operation: Operation,
+    ty: Type,
+    at: Where,
+    address: Address,
+    access: Access,
+    /// Where old values go, element by element; nowhere for `red`.
+    destinations: Vec<Register>,
+    /// The operands, element by element.
+    sources: Vec<Register>,
+    /// The new value of a compare-and-swap, whose `sources` it is compared with.
+    swap: Option<Register>,
+}
 
-/// Decodes what belongs to this family.
+/// Decodes `atom` and `red`.
 ///
 /// # Errors
 /// If the operands are not what the instruction takes.
-pub fn decode(_: &mut Scope<'_>, _: &Instruction) -> Decoded {
-    Ok(None)
+pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
+    let returns = match instruction.opcode.as_str() {
+        "atom" => true,
+        "red" if !instruction.has("async") => false,
+        _ => return Ok(None),
+    };
+    let (mut at, mut count, mut operation, mut ty) = (Where::Generic, 1, None, None);
+    let (mut acquire, mut release) = (false, false);
+    for modifier in &instruction.modifiers {
+        match modifier.as_str() {
+            "relaxed" | "noftz" => {}
+            "acquire" => acquire = true,
+            "release" => release = true,
+            "acq_rel" => (acquire, release) = (true, true),
+            "add" => operation = Some(Operation::Add),
+            "inc" => operation = Some(Operation::Inc),
+            "dec" => operation = Some(Operation::Dec),
+            "min" => operation = Some(Operation::Min),
+            "max" => operation = Some(Operation::Max),
+            "and" => operation = Some(Operation::And),
+            "or" => operation = Some(Operation::Or),
+            "xor" => operation = Some(Operation::Xor),
+            "exch" => operation = Some(Operation::Exchange),
+            "cas" => operation = Some(Operation::CompareAndSwap),
+            "v2" => count = 2,
+            "v4" => count = 4,
+            "v8" => count = 8,
+            name if space(name).is_some() => at = space(name).map_or(at, Where::In),
+            name if Type::parse(name).is_some() => ty = Type::parse(name),
+            name if is_hint(name) => {}
+            name => return Err(format!("the modifier .{name} is not supported")),
+        }
+    }
+    let (operation, ty) = (operation.ok_or("an operation was expected")?, ty.ok_or("a type was expected")?);
+    if ty == Type::B128 {
+        return Err("128-bit registers are not supported".to_owned());
+    }
+    if !is_defined(operation, ty) {
+        return Err(format!("{operation:?} is not defined for {ty:?}"));
+    }
+    let operands = instruction.operands.as_slice();
+    let (destination, operands) = match (returns, operands) {
+        (true, [destination, rest @ ..]) => (Some(destination), rest),
+        (_, rest) => (None, rest),
+    };
+    let [address, value, rest @ ..] = operands else { return Err("an address and a value were expected".to_owned()) };
+    let (address, named) = scope.address(address)?;
+    if let (Where::Generic, Some(Space::Global | Space::Shared)) = (at, named) {
+        at = named.map_or(at, Where::In);
+    }
+    let sources = elements(value, count, |operand| source(scope, operand, ty))?;
+    let swap = match (operation, rest) {
+        (Operation::CompareAndSwap, [swap, ..]) => Some(source(scope, swap, ty)?),
+        (Operation::CompareAndSwap, []) => return Err("a new value was expected".to_owned()),
+        _ => None,
+    };
+    let destinations = match destination {
+        Some(Operand::Sink) | None => Vec::new(),
+        Some(operand) => elements(operand, count, |operand| {
+            Ok(match ty.size() {
+                8 => Register::Double(scope.double_to(operand)?),
+                _ => Register::Word(scope.word_to(operand)?),
+            })
+        })?,
+    };
+    let access = Access::Atomic(acquire, release);
+    Ok(Some(super::Op::Atomic(Op { operation, ty, at, address, access, destinations, sources, swap })))
+}
+
+fn elements(
+    operand: &Operand,
+    count: usize,
+    mut element: impl FnMut(&Operand) -> Result<Register, Reason>,
+) -> Result<Vec<Register>, Reason> {
+    let operands = match operand {
+        Operand::Vector(elements) => elements.as_slice(),
+        single => std::slice::from_ref(single),
+    };
+    if operands.len() != count {
+        return Err(format!("{count} registers were expected, and there are {}", operands.len()));
+    }
+    operands.iter().map(&mut element).collect()
+}
+
+fn source(scope: &mut Scope<'_>, operand: &Operand, ty: Type) -> Result<Register, Reason> {
+    Ok(match ty.size() {
+        8 => Register::Double(scope.double(operand, ty)?),
+        _ => Register::Word(scope.word(operand, ty)?),
+    })
+}
+
+/// The types of each operation (PTX ISA, `atom`).
+fn is_defined(operation: Operation, ty: Type) -> bool {
+    use Operation::{Add, And, CompareAndSwap, Dec, Exchange, Inc, Max, Min, Or, Xor};
+    match operation {
+        Add => !matches!(ty, Type::B8 | Type::B16 | Type::B32 | Type::B64 | Type::S8 | Type::U8 | Type::Tf32),
+        Inc | Dec => ty == Type::U32,
+        Min | Max => {
+            matches!(ty, Type::U32 | Type::S32 | Type::U64 | Type::S64)
+                || matches!(ty, Type::F16 | Type::F16x2 | Type::Bf16 | Type::Bf16x2)
+        }
+        And | Or | Xor | Exchange => matches!(ty, Type::B32 | Type::B64),
+        CompareAndSwap => matches!(ty, Type::B16 | Type::B32 | Type::B64),
+    }
+}
+
+impl Op {
+    /// Carries it out for the lanes in `mask`, in their order.
+    ///
+    /// # Errors
+    /// At the first lane whose address is bad.
+    pub fn execute(&self, context: &mut Context<'_>, mask: u32) -> Result<(), Fault> {
+        let addresses = addresses(context, &self.address);
+        let size = self.ty.size();
+        let pointers = context.locate(mask, self.at, &addresses, size * self.sources.len(), self.access)?;
+        let values = |register: &Register| -> Double {
+            match register {
+                Register::Word(word) => context.registers.word(*word).map(u64::from),
+                Register::Double(double) => *context.registers.double(*double),
+            }
+        };
+        let swap = self.swap.as_ref().map(values);
+        let mut results = Vec::with_capacity(self.sources.len());
+        for (index, source) in self.sources.iter().enumerate() {
+            let operands = values(source);
+            let mut old = [0; LANES];
+            for lane in lanes(mask) {
+                let change = |old: u64| match &swap {
+                    Some(new) => (old == operands[lane]).then_some(new[lane]),
+                    None => Some(apply(self.operation, self.ty, old, operands[lane])),
+                };
+                let pointer = pointers[lane].wrapping_add(index * size);
+                // SAFETY: `locate` gave a pointer to the bytes of all elements for every lane in the mask, aligned to
+                // their size; other threads of the host reach them by atomic operations or race in the program itself.
+                old[lane] = unsafe { update(pointer, size, change) };
+            }
+            results.push(old);
+        }
+        for (destination, old) in self.destinations.iter().zip(&results) {
+            match *destination {
+                Register::Word(word) => context.registers.set_word(word, mask, &old.map(|value| value as u32)),
+                Register::Double(double) => context.registers.set_double(double, mask, old),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Replaces a value by what `change` makes of it, if anything, and returns the old one.
+///
+/// # Safety
+/// `pointer` is valid for `size` bytes (2, 4 or 8) and aligned to them.
+unsafe fn update(pointer: *mut u8, size: usize, change: impl Fn(u64) -> Option<u64>) -> u64 {
+    macro_rules! update {
+        ($atomic:ty, $integer:ty) => {{
+            // SAFETY: as the caller promises.
+            let value = unsafe { <$atomic>::from_ptr(pointer.cast()) };
+            let change = |old: $integer| change(u64::from(old)).map(|new| new as $integer);
+            match value.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change) {
+                Ok(old) | Err(old) => u64::from(old),
+            }
+        }};
+    }
+    match size {
+        2 => update!(AtomicU16, u16),
+        4 => update!(AtomicU32, u32),
+        _ => update!(AtomicU64, u64),
+    }
+}
+
+/// f of two half-precision numbers, in f32, which rounds a sum once more without harm: 24 ≥ 2·11 + 2 bits.
+fn binary16(f: fn(f32, f32) -> f32) -> impl Fn(u16, u16) -> u16 {
+    move |a, b| f16::from_f32(f(f16::from_bits(a).to_f32(), f16::from_bits(b).to_f32())).to_bits()
+}
+
+/// As [`binary16`].
+fn bfloat16(f: fn(f32, f32) -> f32) -> impl Fn(u16, u16) -> u16 {
+    move |a, b| bf16::from_f32(f(bf16::from_bits(a).to_f32(), bf16::from_bits(b).to_f32())).to_bits()
+}
+
+/// f on both halves of a word.
+fn halves(a: u32, b: u32, f: impl Fn(u16, u16) -> u16) -> u64 {
+    u64::from(f(a as u16, b as u16)) | u64::from(f((a >> 16) as u16, (b >> 16) as u16)) << 16
+}
+
+/// f on floating-point operands, in f32 for types of up to 32 bits; `None` for integers.
+fn floating(ty: Type, old: u64, operand: u64, f: fn(f32, f32) -> f32, g: fn(f64, f64) -> f64) -> Option<u64> {
+    let (a, b) = (old as u32, operand as u32);
+    Some(match ty {
+        Type::F16 => u64::from(binary16(f)(a as u16, b as u16)),
+        Type::F16x2 => halves(a, b, binary16(f)),
+        Type::Bf16 => u64::from(bfloat16(f)(a as u16, b as u16)),
+        Type::Bf16x2 => halves(a, b, bfloat16(f)),
+        Type::F32 => u64::from(f(f32::from_bits(a), f32::from_bits(b)).to_bits()),
+        Type::F64 => g(f64::from_bits(old), f64::from_bits(operand)).to_bits(),
+        _ => return None,
+    })
+}
+
+/// The new value.
+fn apply(operation: Operation, ty: Type, old: u64, operand: u64) -> u64 {
+    let (a, b) = (old as u32, operand as u32);
+    match operation {
+        Operation::Add => floating(ty, old, operand, |a, b| a + b, |a, b| a + b).unwrap_or_else(|| match ty.size() {
+            8 => old.wrapping_add(operand),
+            _ => u64::from(a.wrapping_add(b)),
+        }),
+        Operation::Inc => u64::from(if a >= b { 0 } else { a + 1 }),
+        Operation::Dec => u64::from(if a == 0 || a > b { b } else { a - 1 }),
+        Operation::Min => floating(ty, old, operand, f32::min, f64::min).unwrap_or_else(|| match ty {
+            Type::S32 => u64::from((a as i32).min(b as i32) as u32),
+            Type::S64 => (old as i64).min(operand as i64) as u64,
+            _ => old.min(operand),
+        }),
+        Operation::Max => floating(ty, old, operand, f32::max, f64::max).unwrap_or_else(|| match ty {
+            Type::S32 => u64::from((a as i32).max(b as i32) as u32),
+            Type::S64 => (old as i64).max(operand as i64) as u64,
+            _ => old.max(operand),
+        }),
+        Operation::And => old & operand,
+        Operation::Or => old | operand,
+        Operation::Xor => old ^ operand,
+        Operation::Exchange | Operation::CompareAndSwap => operand,
+    }
 }

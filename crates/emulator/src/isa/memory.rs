@@ -1,24 +1,258 @@
-//! To be written.
+//! Loads and stores: `ld`, `ldu`, `st`, in every space, width and vector form.
 
 use super::Decoded;
-use crate::program::Scope;
-use crate::ptx::ast::Instruction;
+use crate::machine::context::{Access, Context, Where};
+use crate::machine::registers::{D, Double, LANES, W, lanes};
+use crate::machine::{Class, Fault};
+use crate::program::{Address, Base, Reason, Scope};
+use crate::ptx::ast::{Instruction, Operand, Space, Type};
 
-/// A decoded operation of this family.
+/// A register that is loaded into or stored from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Register {
+    /// Of up to 32 bits.
+    Word(W),
+    /// Of 64 bits.
+    Double(D),
+}
+
+/// A load or a store.
 #[derive(Clone, Debug)]
-pub enum Op {}
+pub struct Op {
+    /// Whether it stores.
+    pub store: bool,
+    /// Where the address lies.
+    pub at: Where,
+    /// The address.
+    pub address: Address,
+    /// The type of one element.
+    pub element: Type,
+    /// The bits that a loaded signed element is extended to: those of the register.
+    pub width: usize,
+    /// The elements, one after another in memory.
+    pub registers: Vec<Register>,
+    /// How it takes part in the order of accesses: `.volatile`, `.relaxed`, `.acquire`, `.release`.
+    pub access: Access,
+}
 
-/// Decodes what belongs to this family.
+/// Modifiers that say how caches are used, which changes no value.
+pub(crate) fn is_hint(modifier: &str) -> bool {
+    matches!(modifier, "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "nc" | "unified" | "cta" | "gpu" | "sys" | "cluster")
+        || modifier.starts_with("L1::")
+        || modifier.starts_with("L2::")
+}
+
+/// The space that a modifier names.
+pub(crate) fn space(modifier: &str) -> Option<Space> {
+    Some(match modifier {
+        "global" => Space::Global,
+        "const" => Space::Constant,
+        "shared" | "shared::cta" | "shared::cluster" => Space::Shared,
+        "local" => Space::Local,
+        "param" | "param::entry" | "param::func" => Space::Parameter,
+        _ => return None,
+    })
+}
+
+/// Decodes `ld`, `ldu` and `st`.
 ///
 /// # Errors
 /// If the operands are not what the instruction takes.
-pub fn decode(_: &mut Scope<'_>, _: &Instruction) -> Decoded {
-    Ok(None)
+pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
+    let store = match instruction.opcode.as_str() {
+        "ld" | "ldu" => false,
+        "st" => true,
+        _ => return Ok(None),
+    };
+    let load = if store { Access::Store } else { Access::Load };
+    let (mut at, mut access, mut count, mut element) = (Where::Generic, load, 1, None);
+    for modifier in &instruction.modifiers {
+        match modifier.as_str() {
+            "weak" => {}
+            "volatile" | "relaxed" | "mmio" => access = load.strong(),
+            "acquire" if !store => access = Access::Acquire,
+            "release" if store => access = Access::Release,
+            "v2" => count = 2,
+            "v4" => count = 4,
+            "v8" => count = 8,
+            name if space(name).is_some() => at = space(name).map_or(at, Where::In),
+            name if Type::parse(name).is_some() => element = Type::parse(name),
+            name if is_hint(name) => {}
+            name => return Err(format!("the modifier .{name} is not supported")),
+        }
+    }
+    let element = element.filter(|ty| *ty != Type::Pred).ok_or("a type was expected")?;
+    if element == Type::B128 {
+        return Err("128-bit registers are not supported".to_owned());
+    }
+    // `.level::cache_hint` adds a policy as the last operand, which changes no value.
+    let (destination, address) = match (store, instruction.operands.as_slice()) {
+        (false, [value, address] | [value, address, _]) | (true, [address, value] | [address, value, _]) => {
+            (value, address)
+        }
+        _ => return Err("a register and an address were expected".to_owned()),
+    };
+    let (address, named) = scope.address(address)?;
+    if let Some(named) = named {
+        // A `.param` of a call lies in local memory; a variable without a space in the instruction has its own.
+        at = match (at, named) {
+            (Where::In(Space::Parameter), Space::Local) => Where::In(Space::Local),
+            (Where::Generic, own) => Where::In(own),
+            (at, _) => at,
+        };
+    }
+    let elements = match destination {
+        Operand::Vector(elements) => elements.as_slice(),
+        single => std::slice::from_ref(single),
+    };
+    if elements.len() != count {
+        return Err(format!("{count} registers were expected, and there are {}", elements.len()));
+    }
+    let (mut registers, mut width) = (Vec::with_capacity(count), 0);
+    for operand in elements {
+        let (register, bits) = value(scope, operand, element, store)?;
+        registers.push(register);
+        width = bits;
+    }
+    Ok(Some(super::Op::Memory(Op { store, at, address, element, width, registers, access })))
+}
+
+/// The register of an element, and its width in bits. It may be wider than the element.
+fn value(scope: &mut Scope<'_>, operand: &Operand, element: Type, store: bool) -> Result<(Register, usize), Reason> {
+    let wide = scope.register_type(operand).map_or(element.size() == 8, |own| own.size() == 8);
+    let size = scope.register_type(operand).map_or(element.size(), Type::size);
+    if size < element.size() && *operand != Operand::Sink {
+        return Err(format!("a register of {} bits is too narrow for {element:?}", 8 * size));
+    }
+    let register = match (wide, store) {
+        (true, false) => Register::Double(scope.double_to(operand)?),
+        (true, true) => Register::Double(scope.double(operand, if element.size() == 8 { element } else { Type::B64 })?),
+        (false, false) => Register::Word(scope.word_to(operand)?),
+        (false, true) => Register::Word(scope.word_any(operand, element)?),
+    };
+    Ok((register, 8 * size))
+}
+
+/// The addresses of all lanes.
+#[inline(always)]
+pub(crate) fn addresses(context: &Context<'_>, address: &Address) -> Double {
+    match address.base {
+        Base::Nothing => [address.offset as u64; LANES],
+        Base::Word(register) => {
+            let base = context.registers.word(register);
+            std::array::from_fn(|lane| u64::from(base[lane]).wrapping_add_signed(address.offset))
+        }
+        Base::Double(register) => {
+            let base = context.registers.double(register);
+            std::array::from_fn(|lane| base[lane].wrapping_add_signed(address.offset))
+        }
+    }
 }
 
 impl Op {
-    /// What a profile counts it as.
-    pub fn class(&self) -> crate::machine::Class {
-        match *self {}
+    /// Carries it out for the lanes in `mask`.
+    ///
+    /// # Errors
+    /// At the first lane whose address is bad.
+    #[inline(always)]
+    pub fn execute(&self, context: &mut Context<'_>, mask: u32) -> Result<(), Fault> {
+        let addresses = addresses(context, &self.address);
+        let size = self.element.size();
+        let pointers = context.locate(mask, self.at, &addresses, size * self.registers.len(), self.access)?;
+        for (index, register) in self.registers.iter().enumerate() {
+            let offset = index * size;
+            if self.store {
+                self.store_element(context, mask, &pointers, offset, *register);
+            } else {
+                self.load_element(context, mask, &pointers, offset, *register);
+            }
+        }
+        Ok(())
     }
+
+    #[inline(always)]
+    fn load_element(
+        &self,
+        context: &mut Context<'_>,
+        mask: u32,
+        pointers: &[*mut u8; LANES],
+        offset: usize,
+        register: Register,
+    ) {
+        let bits = read(mask, pointers, offset, self.element.size());
+        // A signed element is extended to the register's width, any other with zeros.
+        let shift = 64 - 8 * self.element.size();
+        let signed = self.element.is_signed();
+        let extend = |value: u64| if signed { (((value << shift) as i64) >> shift) as u64 } else { value };
+        match register {
+            Register::Word(word) => {
+                let cut = if self.width >= 32 { u32::MAX } else { (1 << self.width) - 1 };
+                let values = std::array::from_fn(|lane| extend(bits[lane]) as u32 & cut);
+                context.registers.set_word(word, mask, &values);
+            }
+            Register::Double(double) => {
+                let values = std::array::from_fn(|lane| extend(bits[lane]));
+                context.registers.set_double(double, mask, &values);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn store_element(
+        &self,
+        context: &mut Context<'_>,
+        mask: u32,
+        pointers: &[*mut u8; LANES],
+        offset: usize,
+        register: Register,
+    ) {
+        let values: Double = match register {
+            Register::Word(word) => context.registers.word(word).map(u64::from),
+            Register::Double(double) => *context.registers.double(double),
+        };
+        for lane in lanes(mask) {
+            // SAFETY: `locate` gave a pointer to as many bytes as all elements take for every lane in the mask.
+            unsafe {
+                let pointer = pointers[lane].add(offset);
+                match self.element.size() {
+                    1 => pointer.write(values[lane] as u8),
+                    2 => pointer.cast::<u16>().write_unaligned(values[lane] as u16),
+                    4 => pointer.cast::<u32>().write_unaligned(values[lane] as u32),
+                    _ => pointer.cast::<u64>().write_unaligned(values[lane]),
+                }
+            }
+        }
+    }
+
+    /// What a profile counts it as.
+    pub fn class(&self) -> Class {
+        match (self.at, self.store) {
+            (Where::In(Space::Shared), false) => Class::LoadShared,
+            (Where::In(Space::Shared), true) => Class::StoreShared,
+            (Where::In(Space::Local), false) => Class::LoadLocal,
+            (Where::In(Space::Local), true) => Class::StoreLocal,
+            (Where::In(Space::Parameter | Space::Constant), _) => Class::LoadParameter,
+            (_, false) => Class::LoadGlobal,
+            (_, true) => Class::StoreGlobal,
+        }
+    }
+}
+
+/// An element of `size` bytes of every lane in the mask, zero-extended.
+#[inline(always)]
+fn read(mask: u32, pointers: &[*mut u8; LANES], offset: usize, size: usize) -> Double {
+    let mut bits = [0; LANES];
+    for lane in lanes(mask) {
+        // SAFETY: `locate` gave a pointer to as many bytes as all elements take for every lane in the mask.
+        bits[lane] = unsafe {
+            let pointer = pointers[lane].add(offset);
+            match size {
+                1 => u64::from(pointer.read()),
+                2 => u64::from(pointer.cast::<u16>().read_unaligned()),
+                4 => u64::from(pointer.cast::<u32>().read_unaligned()),
+                _ => pointer.cast::<u64>().read_unaligned(),
+            }
+        };
+    }
+    bits
 }

@@ -12,9 +12,12 @@ pub mod integer;
 pub mod matrix;
 pub mod memory;
 pub mod moves;
+pub mod system;
 pub mod warp;
 
-use crate::machine::Class;
+use crate::machine::context::Context;
+use crate::machine::registers::Registers;
+use crate::machine::{Class, Fault, Flow};
 use crate::program::{Reason, Scope};
 use crate::ptx::ast::Instruction;
 
@@ -90,5 +93,78 @@ impl Op {
             Self::Matrix(op) => op.class(),
             Self::Asynchronous(_) => Class::Asynchronous,
         }
+    }
+}
+
+/// Whether the processor has the vector instructions that the families are compiled for beside the portable ones.
+pub(crate) fn has_wide_vectors() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx2")
+        && std::is_x86_feature_detected!("fma")
+        && std::is_x86_feature_detected!("f16c")
+        && std::is_x86_feature_detected!("bmi1")
+        && std::is_x86_feature_detected!("bmi2")
+        && std::is_x86_feature_detected!("lzcnt")
+        && std::is_x86_feature_detected!("popcnt");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Defines a function that runs an operation of one family, compiled twice: for any processor, and for AVX2 and FMA, where
+/// loops over lanes become vector instructions and `mul_add` is one of them.
+macro_rules! family {
+    ($name:ident, $op:ty, $($argument:ident: $ty:ty),+ => $result:ty) => {
+        #[inline]
+        fn $name(op: &$op, wide: bool, $($argument: $ty),+) -> $result {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
+                fn with_vectors(op: &$op, $($argument: $ty),+) -> $result {
+                    op.execute($($argument),+)
+                }
+                if wide {
+                    // SAFETY: `wide` says that the processor has these features.
+                    return unsafe { with_vectors(op, $($argument),+) };
+                }
+            }
+            let _ = wide;
+            op.execute($($argument),+)
+        }
+    };
+}
+
+family!(run_integer, integer::Op, registers: &mut Registers, mask: u32 => ());
+family!(run_float, float::Op, registers: &mut Registers, mask: u32 => ());
+family!(run_half, half::Op, registers: &mut Registers, mask: u32 => ());
+family!(run_compare, compare::Op, registers: &mut Registers, mask: u32 => ());
+family!(run_convert, convert::Op, registers: &mut Registers, mask: u32 => ());
+family!(run_move, moves::Op, registers: &mut Registers, mask: u32 => ());
+family!(run_memory, memory::Op, context: &mut Context<'_>, mask: u32 => Result<(), Fault>);
+family!(run_matrix, matrix::Op, context: &mut Context<'_>, mask: u32 => Result<Flow, Fault>);
+
+impl Op {
+    /// Carries out an operation for the lanes in `mask`; those that decide where a warp goes, and those that wait for
+    /// other lanes, are the thread block's to carry out.
+    ///
+    /// # Errors
+    /// If a lane cannot do what it is told.
+    #[inline]
+    pub(crate) fn execute(&self, context: &mut Context<'_>, mask: u32) -> Result<Flow, Fault> {
+        let wide = context.environment.wide;
+        match self {
+            Self::Integer(op) => run_integer(op, wide, context.registers, mask),
+            Self::Float(op) => run_float(op, wide, context.registers, mask),
+            Self::Half(op) => run_half(op, wide, context.registers, mask),
+            Self::Compare(op) => run_compare(op, wide, context.registers, mask),
+            Self::Convert(op) => run_convert(op, wide, context.registers, mask),
+            Self::Move(op) => run_move(op, wide, context.registers, mask),
+            Self::Memory(op) => run_memory(op, wide, context, mask)?,
+            Self::Atomic(op) => op.execute(context, mask)?,
+            Self::Matrix(op) => return run_matrix(op, wide, context, mask),
+            Self::Asynchronous(op) => return op.execute(context, mask),
+            Self::Warp(op) => op.execute(context.registers, mask),
+            Self::Control(_) => {}
+        }
+        Ok(Flow::Next)
     }
 }

@@ -1,8 +1,15 @@
-//! What an operation of a warp sees beside its registers: memory of every space, with every access checked.
+//! What an operation of a warp sees beside its registers: memory of every space, with every access checked and counted.
 
 use super::Fault;
-use super::registers::{Double, LANES, Registers};
+use super::shared::BlockMemory;
+use super::launch::Environment;
+use super::registers::{Double, LANES, Registers, lanes, mask_of};
+use crate::isa::asynchronous::Pending;
+use crate::memory::{Allocation, Owner, find};
+use crate::program::{LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW, WINDOW};
 use crate::ptx::ast::Space;
+use crate::report::Kind;
+use std::sync::Arc;
 
 /// The most bytes one lane loads or stores at once (`.v8.b32`).
 pub const WIDEST: usize = 32;
@@ -19,21 +26,294 @@ pub enum Where {
     Generic,
 }
 
-/// A warp's view of its surroundings while it executes one operation.
+/// How an access takes part in the order of accesses (PTX ISA, memory consistency model).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A weak load.
+    Load,
+    /// A weak store.
+    Store,
+    /// `.relaxed` or `.volatile`.
+    StrongLoad,
+    /// `.relaxed` or `.volatile`.
+    StrongStore,
+    /// `ld.acquire`.
+    Acquire,
+    /// `st.release`.
+    Release,
+    /// Reads and writes at once; whether it acquires, and whether it releases.
+    Atomic(bool, bool),
+}
+
+impl Access {
+    /// The strong form of a weak access.
+    pub fn strong(self) -> Self {
+        match self {
+            Self::Load => Self::StrongLoad,
+            Self::Store => Self::StrongStore,
+            other => other,
+        }
+    }
+
+    /// Whether memory may change.
+    pub fn writes(self) -> bool {
+        matches!(self, Self::Store | Self::StrongStore | Self::Release | Self::Atomic(..))
+    }
+
+    /// Whether memory is looked at.
+    pub fn reads(self) -> bool {
+        matches!(self, Self::Load | Self::StrongLoad | Self::Acquire | Self::Atomic(..))
+    }
+
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Load | Self::StrongLoad | Self::Acquire => "reads",
+            Self::Store | Self::StrongStore | Self::Release => "writes",
+            Self::Atomic(..) => "updates",
+        }
+    }
+}
+
+/// A warp's view of its surroundings while it executes.
 pub struct Context<'a> {
     /// The warp's registers.
     pub registers: &'a mut Registers,
+    /// Asynchronous copies and barriers of the thread block.
+    pub pending: &'a mut Pending,
+    /// The number in the block of the thread in lane 0.
+    pub first_thread: usize,
+    /// The operation that is executed.
+    pub pc: usize,
+    /// Shared memory of the block, and who did what with it.
+    pub block: &'a mut BlockMemory,
+    /// Local memory of the warp, one lane after another.
+    pub local: &'a mut Local,
+    /// What does not change during the launch.
+    pub environment: &'a Environment<'a>,
+}
+
+/// Local memory of a warp.
+#[derive(Clone, Debug, Default)]
+pub struct Local {
+    /// Lane after lane.
+    pub bytes: Vec<u8>,
+    /// Bytes of one lane.
+    pub size: usize,
+    /// Which bytes were written, where that is looked for.
+    pub initialized: Option<crate::check::initialized::Bits>,
+}
+
+impl Local {
+    /// `size` bytes a lane, none of them written.
+    pub(crate) fn restart(&mut self, size: usize, watch: bool) {
+        self.size = size;
+        self.bytes.resize(size * LANES, 0);
+        self.initialized = (watch && size > 0).then(|| crate::check::initialized::Bits::new(size * LANES));
+    }
 }
 
 impl Context<'_> {
-    /// Loads `size` bytes for each lane in `mask`: checked for bounds, alignment (to `size`, at most 16), initialization
-    /// and races, and counted. What is read is no different from what `ld` reads.
+    /// Pointers to `size` bytes for each lane in `mask`, good until the next operation: checked for bounds, alignment (to
+    /// `size`), initialization and races, and counted. Pointers of other lanes must not be used.
+    ///
+    /// # Errors
+    /// At the first lane whose address is bad.
+    #[inline(always)]
+    pub fn locate(
+        &mut self,
+        mask: u32,
+        at: Where,
+        addresses: &Double,
+        size: usize,
+        access: Access,
+    ) -> Result<[*mut u8; LANES], Fault> {
+        let mut pointers = [std::ptr::null_mut(); LANES];
+        match at {
+            Where::In(space) => self.locate_in(space, mask, addresses, size, access, &mut pointers)?,
+            Where::Generic => {
+                let mut rest = mask;
+                while rest != 0 {
+                    let first = addresses[rest.trailing_zeros() as usize];
+                    let (space, window) = window_of(first);
+                    let same = rest & mask_of(|lane| window_of(addresses[lane]).0 == space);
+                    let own = addresses.map(|address| address.wrapping_sub(window));
+                    self.locate_in(space, same, &own, size, access, &mut pointers)?;
+                    rest &= !same;
+                }
+            }
+        }
+        Ok(pointers)
+    }
+
+    #[inline(always)]
+    fn locate_in(
+        &mut self,
+        space: Space,
+        mask: u32,
+        addresses: &Double,
+        size: usize,
+        access: Access,
+        pointers: &mut [*mut u8; LANES],
+    ) -> Result<(), Fault> {
+        let unaligned = (0..LANES).fold(0, |all, lane| all | if mask >> lane & 1 == 1 { addresses[lane] } else { 0 });
+        if unaligned & (size as u64 - 1) != 0 {
+            return Err(self.misaligned(space, mask, addresses, size, access));
+        }
+        match space {
+            Space::Global | Space::Constant => self.locate_global(mask, addresses, size, access, pointers)?,
+            Space::Shared => {
+                let (start, length) = self.block.bytes();
+                for lane in lanes(mask) {
+                    let address = addresses[lane];
+                    if address.saturating_add(size as u64) > length as u64 {
+                        return Err(out_of_bounds(lane, access, size, address, "shared memory", length as u64));
+                    }
+                    pointers[lane] = start.wrapping_add(address as usize);
+                }
+                if self.block.watches() {
+                    self.block.observe(self.environment, self.pc, self.first_thread, mask, addresses, size, access)?;
+                }
+            }
+            Space::Local => {
+                for lane in lanes(mask) {
+                    let address = addresses[lane];
+                    if address.saturating_add(size as u64) > self.local.size as u64 {
+                        let length = self.local.size as u64;
+                        return Err(out_of_bounds(lane, access, size, address, "local memory", length));
+                    }
+                    let offset = lane * self.local.size + address as usize;
+                    pointers[lane] = self.local.bytes.as_mut_ptr().wrapping_add(offset);
+                    self.observe_local(lane, offset, size, access);
+                }
+            }
+            Space::Parameter => {
+                let parameters = self.environment.launch.parameters;
+                for lane in lanes(mask) {
+                    let address = addresses[lane];
+                    if access.writes() || address.saturating_add(size as u64) > parameters.len() as u64 {
+                        let length = parameters.len() as u64;
+                        return Err(out_of_bounds(lane, access, size, address, "the parameters", length));
+                    }
+                    pointers[lane] = parameters.as_ptr().wrapping_add(address as usize).cast_mut();
+                }
+            }
+        }
+        if let Some(counters) = &mut self.block.counters {
+            match space {
+                Space::Global => counters.global(self.pc, mask, addresses, size, access.writes()),
+                Space::Shared => counters.shared(self.pc, mask, addresses, size),
+                Space::Local => counters.local(self.pc, mask, size, access.writes()),
+                Space::Constant | Space::Parameter => {}
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn locate_global(
+        &mut self,
+        mask: u32,
+        addresses: &Double,
+        size: usize,
+        access: Access,
+        pointers: &mut [*mut u8; LANES],
+    ) -> Result<(), Fault> {
+        let environment = self.environment;
+        let mut allocation = environment.snapshot.get(self.block.last_allocation);
+        for lane in lanes(mask) {
+            let address = addresses[lane];
+            let inside = |allocation: &Arc<Allocation>| {
+                address >= allocation.base && address.saturating_add(size as u64) <= allocation.base + allocation.size
+            };
+            if !allocation.is_some_and(inside) {
+                let index = self.find_global(lane, address, size, access)?;
+                self.block.last_allocation = index;
+                allocation = environment.snapshot.get(index);
+            }
+            pointers[lane] = address as *mut u8;
+        }
+        if self.block.watches() {
+            self.block.observe_global(environment, self.pc, self.first_thread, mask, addresses, size, access)?;
+        }
+        Ok(())
+    }
+
+    /// The allocation that one lane accesses.
+    #[cold]
+    fn find_global(&self, lane: usize, address: u64, size: usize, access: Access) -> Result<usize, Fault> {
+        let snapshot = &self.environment.snapshot;
+        let what = format!("{} {size} bytes at {address:#x}", access.verb());
+        let Some(allocation) = find(snapshot, address) else {
+            let before = snapshot.partition_point(|allocation| allocation.base <= address).checked_sub(1);
+            let near = before.map(|index| &snapshot[index]).filter(|near| address - near.base < near.size + (1 << 20));
+            let near = near.map_or_else(String::new, |near| {
+                let past = address - near.base - near.size;
+                format!(", {past} bytes past the end of the {} bytes at {:#x}", near.size, near.base)
+            });
+            return Err(Fault::lane(Kind::OutOfBounds, lane, format!("{what}, where no memory is allocated{near}")));
+        };
+        let index = snapshot.partition_point(|other| other.base < allocation.base);
+        if allocation.is_freed() {
+            let freed = format!("{what}, in {} bytes at {:#x} that were freed", allocation.size, allocation.base);
+            return Err(Fault::lane(Kind::UseAfterFree, lane, freed));
+        }
+        if address + size as u64 > allocation.base + allocation.size {
+            let message = format!(
+                "{what}, of which {} lie past the end of the {} bytes at {:#x}",
+                address + size as u64 - allocation.base - allocation.size,
+                allocation.size,
+                allocation.base
+            );
+            return Err(Fault::lane(Kind::OutOfBounds, lane, message));
+        }
+        match allocation.owner {
+            Owner::Device(device)
+                if device != self.environment.launch.device
+                    && !self.environment.launch.peers.get(device).is_some_and(|&peer| peer) =>
+            {
+                let own = self.environment.launch.device;
+                let message = format!("{what}, memory of device {device} that device {own} has no access to");
+                Err(Fault::lane(Kind::PeerAccess, lane, message))
+            }
+            _ => Ok(index),
+        }
+    }
+
+    #[cold]
+    fn misaligned(&self, space: Space, mask: u32, addresses: &Double, size: usize, access: Access) -> Fault {
+        let lane = lanes(mask).find(|&lane| addresses[lane] & (size as u64 - 1) != 0).unwrap_or(0);
+        let message = format!(
+            "{} {size} bytes at {:#x} in {space:?} memory, which is not a multiple of {size}",
+            access.verb(),
+            addresses[lane]
+        );
+        Fault::lane(Kind::Misaligned, lane, message)
+    }
+
+    fn observe_local(&mut self, lane: usize, offset: usize, size: usize, access: Access) {
+        let Some(initialized) = &mut self.local.initialized else { return };
+        if access.reads() && initialized.first_unset(offset..offset + size).is_some() {
+            let message = format!("reads {size} bytes of local memory that nobody wrote");
+            self.environment.find(Kind::Uninitialized, self.pc, self.first_thread + lane, self.block.number, message);
+        }
+        if access.writes() {
+            initialized.set(offset..offset + size);
+        }
+    }
+
+    /// Loads `size` bytes for each lane in `mask`, checked and counted as [`Context::locate`] says.
     ///
     /// # Errors
     /// At the first lane whose address is bad.
     pub fn load(&mut self, mask: u32, at: Where, addresses: &Double, size: usize) -> Result<LaneBytes, Fault> {
-        let _ = (mask, at, addresses, size);
-        Ok([[0; WIDEST]; LANES])
+        let pointers = self.locate(mask, at, addresses, size, Access::Load)?;
+        let mut values = [[0; WIDEST]; LANES];
+        for lane in lanes(mask) {
+            // SAFETY: `locate` gave a pointer to `size` bytes for every lane in the mask; a value has room for the
+            // widest access.
+            unsafe { std::ptr::copy_nonoverlapping(pointers[lane], values[lane].as_mut_ptr(), size.min(WIDEST)) };
+        }
+        Ok(values)
     }
 
     /// Stores the first `size` bytes of each lane in `mask`, in the order of lanes; checks as for [`Context::load`].
@@ -48,7 +328,40 @@ impl Context<'_> {
         size: usize,
         values: &LaneBytes,
     ) -> Result<(), Fault> {
-        let _ = (mask, at, addresses, size, values);
+        let pointers = self.locate(mask, at, addresses, size, Access::Store)?;
+        for lane in lanes(mask) {
+            // SAFETY: as in `load`.
+            unsafe { std::ptr::copy_nonoverlapping(values[lane].as_ptr(), pointers[lane], size.min(WIDEST)) };
+        }
         Ok(())
     }
+
+    /// Marks shared bytes as the destination of a copy by the thread in `lane` that has not been waited for.
+    pub fn in_flight(&mut self, lane: usize, offset: u64, size: usize) {
+        self.block.in_flight(self.first_thread + lane, offset, size, self.pc);
+    }
+
+    /// Marks shared bytes as written by the thread in `lane` just now: its copy has landed.
+    pub fn landed(&mut self, lane: usize, offset: u64, size: usize) {
+        self.block.landed(self.first_thread + lane, offset, size, self.pc);
+    }
+}
+
+/// The space of a generic address, and where its window begins.
+#[inline(always)]
+fn window_of(address: u64) -> (Space, u64) {
+    match address {
+        SHARED_WINDOW..LOCAL_WINDOW => (Space::Shared, SHARED_WINDOW),
+        LOCAL_WINDOW..PARAMETER_WINDOW => (Space::Local, LOCAL_WINDOW),
+        _ if (PARAMETER_WINDOW..PARAMETER_WINDOW + WINDOW).contains(&address) => {
+            (Space::Parameter, PARAMETER_WINDOW)
+        }
+        _ => (Space::Global, 0),
+    }
+}
+
+#[cold]
+fn out_of_bounds(lane: usize, access: Access, size: usize, address: u64, what: &str, length: u64) -> Fault {
+    let message = format!("{} {size} bytes at {address:#x} of {what}, which has {length} bytes", access.verb());
+    Fault::lane(Kind::OutOfBounds, lane, message)
 }

@@ -1,8 +1,14 @@
 //! The machine that runs a program: warps of 32 lanes, thread blocks of warps, and launches of thread blocks over the
 //! cores of the host.
 
+mod barrier;
+pub mod block;
 pub mod context;
+pub mod launch;
+mod random;
 pub mod registers;
+pub mod shared;
+mod warp;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,0 +1,348 @@
+//! What was done to one word of memory: the accesses that a later one may still race with.
+//!
+//! Every access is compared with those that are kept, byte by byte. An access is dropped once a later one says as much:
+//! whoever is ordered after the later one is then ordered after it too. What is kept is in the order of time.
+
+use super::clocks::{Clocks, Order, Scope, Touch};
+
+/// What an access is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// What it does to memory.
+    pub touch: Touch,
+    /// For strong accesses (atomics, `.relaxed`, `.acquire`, `.release`, `.volatile`) their semantics and scope.
+    pub strong: Option<(Order, Scope)>,
+}
+
+impl Access {
+    /// A plain load.
+    pub const LOAD: Self = Self { touch: Touch::Load, strong: None };
+    /// A plain store.
+    pub const STORE: Self = Self { touch: Touch::Store, strong: None };
+
+    /// A strong access.
+    pub const fn strong(touch: Touch, order: Order, scope: Scope) -> Self {
+        Self { touch, strong: Some((order, scope)) }
+    }
+
+    pub(super) fn kind(self) -> u8 {
+        let touch = match self.touch {
+            Touch::Load => READ,
+            Touch::Store => WRITE,
+            Touch::Update => READ | WRITE,
+        };
+        touch
+            | match self.strong {
+                None => 0,
+                Some((_, Scope::Block)) => STRONG,
+                Some((_, Scope::Device)) => STRONG | WIDE,
+            }
+    }
+}
+
+const READ: u8 = 1;
+const WRITE: u8 = 2;
+const STRONG: u8 = 4;
+/// Strong towards other thread blocks too.
+const WIDE: u8 = 8;
+/// By the engine of asynchronous copies rather than a thread.
+pub(super) const ENGINE: u8 = 16;
+/// By the driver: a copy or a memset.
+pub(super) const DRIVER: u8 = 32;
+
+/// Accesses of the same kind by the same instruction at the same clock, by all `lanes` of all `warps`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) struct Entry {
+    /// The stream operation they belong to.
+    pub(super) stream: u32,
+    pub(super) sequence: u32,
+    /// The thread block, or with [`CROWD`] several.
+    pub(super) block: u32,
+    pub(super) clock: u32,
+    pub(super) warps: u32,
+    pub(super) lanes: u32,
+    pub(super) pc: u32,
+    /// Bytes of the word.
+    pub(super) bytes: u8,
+    pub(super) kind: u8,
+}
+
+/// Marks the `block` of an entry that is the number of a set of blocks.
+pub(super) const CROWD: u32 = 1 << 31;
+
+impl Entry {
+    pub(super) fn writes(&self) -> bool {
+        self.kind & WRITE != 0
+    }
+
+    fn strong(&self) -> bool {
+        self.kind & STRONG != 0
+    }
+
+    /// How much it may conflict with: weak accesses most, strong ones of wide scope least.
+    fn rank(&self) -> u8 {
+        match self.kind & (STRONG | WIDE) {
+            0 => 2,
+            STRONG => 1,
+            _ => 0,
+        }
+    }
+
+    /// Whether two accesses are morally strong.
+    fn atomic_with(&self, other: &Self) -> bool {
+        let same = (self.stream, self.sequence, self.block) == (other.stream, other.sequence, other.block);
+        self.strong() && other.strong() && (same || self.kind & other.kind & WIDE != 0)
+    }
+
+    fn conflicts(&self, other: &Self) -> bool {
+        (self.writes() || other.writes()) && self.bytes & other.bytes != 0 && !self.atomic_with(other)
+    }
+
+    /// Takes the threads of `later`, which does at least as much, out of this entry.
+    fn without_threads_of(&mut self, later: &Self) {
+        let same = (self.stream, self.sequence, self.block, self.kind & ENGINE)
+            == (later.stream, later.sequence, later.block, later.kind & ENGINE);
+        if !same {
+            return;
+        }
+        if self.kind & (ENGINE | DRIVER) != 0 {
+            self.bytes = 0;
+        } else if self.lanes & !later.lanes == 0 {
+            self.warps &= !later.warps;
+        } else if self.warps & !later.warps == 0 {
+            self.lanes &= !later.lanes;
+        }
+        if self.warps == 0 || self.lanes == 0 {
+            self.bytes = 0;
+        }
+    }
+
+    /// Makes one entry of two that differ in their threads only, if that is possible.
+    fn merge(&mut self, other: &Self) -> bool {
+        let threads = (self.warps | other.warps, self.lanes | other.lanes);
+        let alike = Self { warps: self.warps, lanes: self.lanes, ..*other } == *self;
+        let fits = alike && (self.warps == other.warps || self.lanes == other.lanes);
+        if fits {
+            (self.warps, self.lanes) = threads;
+        }
+        fits
+    }
+}
+
+/// What decides whether earlier accesses are ordered before one that happens now.
+pub(super) trait Orders {
+    /// A thread of `earlier` whose access is not ordered before the present one (for the engine or the driver, any
+    /// number).
+    fn unordered(&self, earlier: &Entry) -> Option<u32>;
+
+    /// Whether the access of some thread of `earlier` is ordered before the present one.
+    fn some_ordered(&self, earlier: &Entry) -> bool;
+
+    /// Makes one entry of `earlier` and of `new`, by other blocks of the same launch, if that is possible.
+    fn crowd(&self, earlier: &mut Entry, new: &Entry) -> bool {
+        let _ = (earlier, new);
+        false
+    }
+}
+
+/// The order within a thread block, as seen by lanes of a warp.
+pub(super) struct Within<'a> {
+    pub(super) clocks: &'a Clocks,
+    pub(super) warp: usize,
+    pub(super) lanes: u32,
+}
+
+fn bits(mask: u32) -> impl Iterator<Item = u32> {
+    (0..32).filter(move |bit| mask >> bit & 1 == 1)
+}
+
+impl Within<'_> {
+    fn threads(&self) -> impl Iterator<Item = u32> {
+        let first = self.warp as u32 * 32;
+        bits(self.lanes).map(move |lane| first + lane)
+    }
+}
+
+/// The threads of an entry.
+pub(super) fn threads(entry: &Entry, engine: u32) -> impl Iterator<Item = u32> {
+    let (warps, lanes) = if entry.kind & (ENGINE | DRIVER) != 0 { (0, 0) } else { (entry.warps, entry.lanes) };
+    let one = (entry.kind & (ENGINE | DRIVER) != 0).then_some(engine);
+    bits(warps).flat_map(move |warp| bits(lanes).map(move |lane| warp * 32 + lane)).chain(one)
+}
+
+impl Orders for Within<'_> {
+    fn unordered(&self, earlier: &Entry) -> Option<u32> {
+        let clocks = self.clocks;
+        if let Some(all) = clocks.together(self.warp)
+            && earlier.kind & ENGINE == 0
+            && earlier.clock <= all.floor
+        {
+            return None;
+        }
+        self.threads()
+            .find_map(|me| threads(earlier, clocks.engine()).find(|&other| !clocks.knows(me, other, earlier.clock)))
+    }
+
+    fn some_ordered(&self, earlier: &Entry) -> bool {
+        let clocks = self.clocks;
+        self.threads().all(|me| threads(earlier, clocks.engine()).any(|other| clocks.knows(me, other, earlier.clock)))
+    }
+}
+
+/// The accesses to one word that are kept.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cell {
+    /// The first two; empty ones have no bytes.
+    first: [Entry; 2],
+    /// The others.
+    more: Option<Box<Vec<Entry>>>,
+}
+
+/// The most entries a cell keeps. More are only needed where very many threads make strong or crowded accesses without
+/// any order; then the oldest is forgotten, and with it a race of which it is a part.
+const MOST: usize = 256;
+
+/// What an access met.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Met {
+    /// An access that it races with, and one of its threads.
+    pub(super) conflict: Option<(Entry, u32)>,
+    /// Whether it took the place of a strong write.
+    pub(super) ends_strong: bool,
+}
+
+impl Cell {
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.first.iter().chain(self.more.iter().flat_map(|more| more.iter())).filter(|entry| entry.bytes != 0)
+    }
+
+    /// What `new` races with, if it happened now.
+    pub(super) fn check(&self, new: &Entry, orders: &impl Orders) -> Option<(Entry, u32)> {
+        for (at, entry) in self.entries().enumerate() {
+            if !entry.conflicts(new) {
+                continue;
+            }
+            if let Some(thread) = orders.unordered(entry) {
+                if entry.strong() && entry.writes() && self.observed(at, entry, new, orders) {
+                    continue;
+                }
+                return Some((*entry, thread));
+            }
+        }
+        None
+    }
+
+    /// Whether somebody read a strong write who is ordered before `new`: then the write itself is (causality order of
+    /// the ISA). Every read that is kept after it saw it, since otherwise it was a race.
+    fn observed(&self, at: usize, write: &Entry, new: &Entry, orders: &impl Orders) -> bool {
+        let bytes = write.bytes & new.bytes;
+        self.entries().skip(at + 1).any(|reader| {
+            reader.kind & READ != 0 && reader.bytes & bytes == bytes && orders.some_ordered(reader)
+        })
+    }
+
+    /// Makes an access.
+    pub(super) fn access(&mut self, new: Entry, orders: &impl Orders) -> Met {
+        let mut met = Met { conflict: self.check(&new, orders), ends_strong: false };
+        let weak_write = new.writes() && !new.strong();
+        let update = new.kind & (READ | WRITE) == READ | WRITE;
+        let mut kept = 0;
+        for entry in self.slots() {
+            if entry.bytes & new.bytes == 0 {
+                kept += usize::from(entry.bytes != 0);
+                continue;
+            }
+            if weak_write {
+                met.ends_strong |= entry.strong() && entry.writes();
+                entry.bytes &= !new.bytes;
+            } else if new.rank() >= entry.rank() && (new.writes() || !entry.writes()) {
+                // Of a chain of read-modify-writes the last says it all.
+                let chain = update && entry.writes() && entry.atomic_with(&new);
+                if chain || orders.unordered(entry).is_none() {
+                    entry.bytes &= !new.bytes;
+                } else if entry.bytes & !new.bytes == 0 {
+                    entry.without_threads_of(&new);
+                }
+            }
+            kept += usize::from(entry.bytes != 0);
+        }
+        if kept > 0 && self.merge(&new, orders) {
+            return met;
+        }
+        self.push(new, kept);
+        met
+    }
+
+    fn slots(&mut self) -> impl DoubleEndedIterator<Item = &mut Entry> {
+        self.first.iter_mut().chain(self.more.iter_mut().flat_map(|more| more.iter_mut()))
+    }
+
+    /// Merges `new` into an entry, unless a write to its bytes lies between, or it is one and somebody read since; and
+    /// the result into another entry, as long as that goes on.
+    fn merge(&mut self, new: &Entry, orders: &impl Orders) -> bool {
+        let (mut current, mut at) = (*new, None);
+        loop {
+            let count = 2 + self.more.as_ref().map_or(0, |more| more.len());
+            let mut merged = None;
+            for (back, entry) in self.slots().rev().enumerate() {
+                let index = count - 1 - back;
+                if at == Some(index) || entry.bytes == 0 {
+                    continue;
+                }
+                if entry.merge(&current) || !entry.writes() && orders.crowd(entry, &current) {
+                    current = *entry;
+                    merged = Some(index);
+                    break;
+                }
+                if (entry.writes() || new.writes()) && entry.bytes & new.bytes != 0 {
+                    break;
+                }
+            }
+            let Some(index) = merged else { return at.is_some() };
+            if let Some(old) = at.replace(index).and_then(|old| self.slots().nth(old)) {
+                old.bytes = 0;
+            }
+        }
+    }
+
+    fn push(&mut self, new: Entry, kept: usize) {
+        if kept == 0 {
+            *self = Self { first: [new, Entry::default()], more: None };
+            return;
+        }
+        if kept == 1 && self.more.is_none() {
+            if self.first[0].bytes == 0 {
+                self.first.swap(0, 1);
+            }
+            self.first[1] = new;
+            return;
+        }
+        if self.first.iter().any(|entry| entry.bytes == 0) {
+            let entries: Vec<Entry> = self.entries().copied().collect();
+            for (at, first) in self.first.iter_mut().enumerate() {
+                *first = entries.get(at).copied().unwrap_or_default();
+            }
+            self.more = (entries.len() > 2).then(|| Box::new(entries[2..].to_vec()));
+        }
+        let more = self.more.get_or_insert_default();
+        more.retain(|entry| entry.bytes != 0);
+        if more.len() >= MOST {
+            more.remove(0);
+        }
+        more.push(new);
+    }
+
+    /// Puts a write in the place of everything else, without asking for its order.
+    pub(super) fn replace(&mut self, new: Entry) {
+        struct Always;
+        impl Orders for Always {
+            fn unordered(&self, _: &Entry) -> Option<u32> {
+                None
+            }
+            fn some_ordered(&self, _: &Entry) -> bool {
+                true
+            }
+        }
+        self.access(new, &Always);
+    }
+}

@@ -1,0 +1,271 @@
+//! All memory that kernels can reach: that of the devices, and pinned memory of the host.
+//!
+//! Every device (and the host) has a region of addresses of its own, reserved when the driver starts. An allocation is
+//! real memory at the address that the program is given, so that a device pointer needs no translation. Addresses are
+//! never used twice: a pointer to freed memory finds nothing, for as long as the program runs.
+
+use crate::check::global::Shadow;
+use crate::check::initialized::Bitmap;
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+/// Addresses of one region: what may be allocated from it in the life of a process, freed memory included.
+const REGION: u64 = 1 << 42;
+
+/// What an address is a multiple of, as `cuMemAlloc` promises, and the gap that is kept between allocations.
+const ALIGNMENT: u64 = 512;
+
+/// To whom memory belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// A device, by number.
+    Device(usize),
+    /// The host: pinned memory.
+    Host,
+}
+
+/// Memory that was allocated, or that was freed since.
+#[derive(Debug)]
+pub struct Allocation {
+    /// Its first address.
+    pub base: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// To whom it belongs.
+    pub owner: Owner,
+    freed: AtomicBool,
+    /// Which bytes were written.
+    pub initialized: Bitmap,
+    /// Who accessed what.
+    pub shadow: Shadow,
+}
+
+impl Allocation {
+    /// Whether it was freed.
+    pub fn is_freed(&self) -> bool {
+        self.freed.load(Ordering::Acquire)
+    }
+
+    /// Its addresses.
+    pub fn range(&self) -> Range<u64> {
+        self.base..self.base + self.size
+    }
+}
+
+/// Why memory cannot be freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FreeError {
+    /// Nothing was ever allocated at this address.
+    #[error("nothing was allocated at this address")]
+    Unknown,
+    /// It was freed before.
+    #[error("it was freed before")]
+    Twice,
+}
+
+/// What there is at a moment: allocations and what was freed, by address.
+pub type Snapshot = Arc<Vec<Arc<Allocation>>>;
+
+/// All memory that kernels can reach.
+#[derive(Debug)]
+pub struct Memory {
+    /// One for each device, and one for the host.
+    regions: Vec<Region>,
+    table: RwLock<Table>,
+    /// Held for reading by whoever uses addresses, for writing while memory is given back.
+    in_use: RwLock<()>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    allocations: BTreeMap<u64, Arc<Allocation>>,
+    /// Made when it is asked for.
+    snapshot: Option<Snapshot>,
+}
+
+#[derive(Debug)]
+struct Region {
+    base: u64,
+    next: AtomicU64,
+    used: AtomicU64,
+    capacity: u64,
+}
+
+impl Region {
+    fn reserve(capacity: u64) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the system's choice touches no memory of the program.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), REGION as usize, libc::PROT_NONE, flags, -1, 0) };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = (address as u64).next_multiple_of(1 << 21);
+        Ok(Self { base, next: AtomicU64::new(base), used: AtomicU64::new(0), capacity })
+    }
+
+    fn allocate(&self, bytes: u64) -> Option<u64> {
+        let room = bytes.checked_next_multiple_of(page_size())?;
+        let charge = |used: u64| used.checked_add(bytes).filter(|&used| used <= self.capacity);
+        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, charge).ok()?;
+        // A page that belongs to nobody lies behind every allocation.
+        let end = self.base + REGION - (2 << 21);
+        let step = |next: u64| next.checked_add(room + page_size()).filter(|&next| next <= end);
+        let address = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).ok()?;
+        // SAFETY: these pages lie inside this region and were given to nobody yet.
+        let result = unsafe { libc::mprotect(address as *mut _, room as usize, libc::PROT_READ | libc::PROT_WRITE) };
+        if result != 0 {
+            self.used.fetch_sub(bytes, Ordering::AcqRel);
+            return None;
+        }
+        Some(address)
+    }
+
+    fn free(&self, address: u64, bytes: u64) {
+        let room = bytes.next_multiple_of(page_size()) as usize;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: these pages are those of one allocation of this region, which is given back by its owner; mapping them
+        // anew without access returns their memory to the system and keeps the addresses reserved.
+        unsafe { libc::mmap(address as *mut _, room, libc::PROT_NONE, flags, -1, 0) };
+        self.used.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the region was mapped by this value, whose owner is gone with all its addresses. (What lies between
+        // the start of the mapping and `base` stays reserved.)
+        unsafe { libc::munmap(self.base as *mut _, (REGION - (2 << 21)) as usize) };
+    }
+}
+
+fn page_size() -> u64 {
+    4096
+}
+
+impl Memory {
+    /// The memory of so many devices with `capacity` bytes each.
+    ///
+    /// # Errors
+    /// If the system does not give the addresses.
+    pub fn new(devices: usize, capacity: u64) -> io::Result<Self> {
+        let mut regions = Vec::with_capacity(devices + 1);
+        for _ in 0..devices {
+            regions.push(Region::reserve(capacity)?);
+        }
+        regions.push(Region::reserve(u64::MAX)?);
+        Ok(Self { regions, table: RwLock::default(), in_use: RwLock::new(()) })
+    }
+
+    fn region(&self, owner: Owner) -> Option<&Region> {
+        match owner {
+            Owner::Device(device) => self.regions.get(..self.regions.len() - 1)?.get(device),
+            Owner::Host => self.regions.last(),
+        }
+    }
+
+    /// The address of `bytes` new bytes, a multiple of 512; `None` where the owner has no room for them.
+    pub fn allocate(&self, owner: Owner, bytes: u64) -> Option<u64> {
+        let bytes = bytes.max(1);
+        let base = self.region(owner)?.allocate(bytes)?;
+        debug_assert!(base.is_multiple_of(ALIGNMENT));
+        let (freed, initialized, shadow) = (AtomicBool::new(false), Bitmap::new(bytes), Shadow::new(bytes));
+        let allocation = Arc::new(Allocation { base, size: bytes, owner, freed, initialized, shadow });
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.allocations.insert(base, allocation);
+        table.snapshot = None;
+        Some(base)
+    }
+
+    /// Gives memory back and returns its size. Waits until no kernel and no copy runs.
+    ///
+    /// # Errors
+    /// If no allocation begins at this address, or it was freed before.
+    pub fn free(&self, address: u64) -> Result<u64, FreeError> {
+        let _alone = self.in_use.write().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let allocation = table.allocations.get(&address).ok_or(FreeError::Unknown)?;
+        if allocation.freed.swap(true, Ordering::AcqRel) {
+            return Err(FreeError::Twice);
+        }
+        if let Some(region) = self.region(allocation.owner) {
+            region.free(address, allocation.size);
+        }
+        Ok(allocation.size)
+    }
+
+    /// The allocation that holds `address`, or that held it before it was freed.
+    pub fn find(&self, address: u64) -> Option<Arc<Allocation>> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let (_, allocation) = table.allocations.range(..=address).next_back()?;
+        allocation.range().contains(&address).then(|| allocation.clone())
+    }
+
+    /// Bytes that are allocated.
+    pub fn used(&self, owner: Owner) -> u64 {
+        self.region(owner).map_or(0, |region| region.used.load(Ordering::Acquire))
+    }
+
+    /// What is allocated and not freed.
+    pub fn live(&self) -> Vec<Arc<Allocation>> {
+        self.snapshot().iter().filter(|allocation| !allocation.is_freed()).cloned().collect()
+    }
+
+    /// All allocations, freed ones included, by address.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(snapshot) = &table.snapshot {
+            return snapshot.clone();
+        }
+        let snapshot = Arc::new(table.allocations.values().cloned().collect::<Vec<_>>());
+        table.snapshot = Some(snapshot.clone());
+        snapshot
+    }
+
+    /// Keeps memory from being given back for as long as the guard lives.
+    pub fn hold(&self) -> RwLockReadGuard<'_, ()> {
+        self.in_use.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The allocation of a snapshot that holds `address`, live or freed.
+pub fn find(snapshot: &[Arc<Allocation>], address: u64) -> Option<&Arc<Allocation>> {
+    let index = snapshot.partition_point(|allocation| allocation.base <= address).checked_sub(1)?;
+    Some(&snapshot[index]).filter(|allocation| allocation.range().contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_aligned_found_and_never_used_again() {
+        let memory = Memory::new(2, 1 << 20).unwrap();
+        let first = memory.allocate(Owner::Device(0), 100).unwrap();
+        let second = memory.allocate(Owner::Device(1), 5000).unwrap();
+        assert!(first.is_multiple_of(ALIGNMENT) && second.is_multiple_of(ALIGNMENT));
+        assert_eq!(memory.find(first + 99).map(|found| found.base), Some(first));
+        assert!(memory.find(first + 100).is_none() && memory.find(first - 1).is_none());
+        assert_eq!(memory.free(first), Ok(100));
+        assert_eq!(memory.free(first), Err(FreeError::Twice));
+        assert_eq!(memory.free(first + 8), Err(FreeError::Unknown));
+        assert!(memory.find(first).is_some_and(|found| found.is_freed()));
+        assert_ne!(memory.allocate(Owner::Device(0), 100), Some(first));
+        assert_eq!(memory.live().len(), 2);
+    }
+
+    #[test]
+    fn a_device_has_no_more_than_its_capacity() {
+        let memory = Memory::new(1, 1000).unwrap();
+        assert!(memory.allocate(Owner::Device(0), 1001).is_none());
+        let address = memory.allocate(Owner::Device(0), 1000).unwrap();
+        assert!(memory.allocate(Owner::Device(0), 1).is_none());
+        assert_eq!(memory.used(Owner::Device(0)), 1000);
+        memory.free(address).unwrap();
+        assert!(memory.allocate(Owner::Device(0), 1000).is_some());
+        assert!(memory.allocate(Owner::Device(1), 1).is_none());
+        assert!(memory.allocate(Owner::Host, 1 << 30).is_some());
+    }
+}
