@@ -1,20 +1,29 @@
 //! The element types of multiplicands, as they lie in 32-bit registers, and the rounding of sums.
 
-use std::ops::{AddAssign, Mul};
-
 /// How elements of a matrix lie in a register, and what their products are summed in.
 pub trait Element {
     /// `f64` for floating-point elements, in which a product of two of them is exact; `i32` for integers, of which no
     /// shape has enough to overflow it.
-    type Value: Copy + Default + Mul<Output = Self::Value> + AddAssign;
+    type Value: Copy + Default;
     /// Elements of a register.
     const PER_WORD: usize;
     /// Element `index` of a register, the lowest bits holding the first one.
     fn expand(word: u32, index: usize) -> Self::Value;
+    /// `sum + a·b`.
+    fn add_product(sum: Self::Value, a: Self::Value, b: Self::Value) -> Self::Value;
+}
+
+macro_rules! add_product {
+    (f64, $sum:ident, $a:ident, $b:ident) => {
+        $sum + $a * $b
+    };
+    (i32, $sum:ident, $a:ident, $b:ident) => {
+        $sum.wrapping_add($a.wrapping_mul($b))
+    };
 }
 
 macro_rules! element {
-    ($($(#[$doc:meta])* $name:ident: $value:ty, $per:literal, |$word:ident, $index:ident| $expand:expr;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident: $value:tt, $per:literal, |$word:ident, $index:ident| $expand:expr;)*) => {$(
         $(#[$doc])*
         pub struct $name;
         impl Element for $name {
@@ -23,6 +32,10 @@ macro_rules! element {
             #[inline(always)]
             fn expand($word: u32, $index: usize) -> $value {
                 $expand
+            }
+            #[inline(always)]
+            fn add_product(sum: $value, a: $value, b: $value) -> $value {
+                add_product!($value, sum, a, b)
             }
         }
     )*};

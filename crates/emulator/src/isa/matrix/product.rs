@@ -15,7 +15,6 @@
 
 use super::elements::Element;
 use crate::machine::registers::{LANES, Word};
-use std::ops::AddAssign;
 
 /// Rows of the greatest A and D.
 pub const ROWS: usize = 16;
@@ -53,17 +52,20 @@ impl Fragments<'_> {
     }
 }
 
-/// Adds the products of A and B to `sums`, for each element in ascending order of the depth.
+/// Adds the products of A and B to `sums`: for each of them four words of the row at a time, the elements of these at
+/// one place in their word after the other, from the first word on.
 #[inline(always)]
 pub fn accumulate<A: Element, B: Element<Value = A::Value>>(fragments: &Fragments<'_>, sums: &mut Sums<A::Value>) {
     // B by depth and column, so that the innermost loop runs over columns side by side.
     let mut b = [[B::Value::default(); COLUMNS]; MAX_DEPTH];
-    for word in 0..4 * fragments.b_registers {
-        let register = fragments.b[word / 4];
+    for (number, register) in fragments.b.iter().enumerate().take(fragments.b_registers) {
         for index in 0..B::PER_WORD {
-            for column in 0..COLUMNS {
-                b[(word * B::PER_WORD + index) % MAX_DEPTH][column] =
-                    B::expand(register[4 * column + word % 4], index);
+            let lanes = expand::<B>(register, index);
+            for place in 0..4 {
+                let to = &mut b[((4 * number + place) * B::PER_WORD + index) % MAX_DEPTH];
+                for column in 0..COLUMNS {
+                    to[column] = lanes[4 * column + place];
+                }
             }
         }
     }
@@ -71,28 +73,47 @@ pub fn accumulate<A: Element, B: Element<Value = A::Value>>(fragments: &Fragment
     for (number, register) in fragments.a.iter().enumerate().take(fragments.a_registers) {
         let (half, first) = (number % halves, number / halves * 4);
         for index in 0..A::PER_WORD {
-            let lanes: [A::Value; LANES] = std::array::from_fn(|lane| A::expand(register[lane], index));
-            for group in 0..8 {
-                let row = half * 8 + group;
-                let sum = &mut sums[row];
-                for place in 0..4 {
-                    let stored = (first + place) * A::PER_WORD + index;
-                    let depth = match fragments.selection {
-                        None => stored,
-                        Some(selection) => selection[row][stored % MAX_STORED].into(),
-                    };
-                    add_scaled(sum, lanes[4 * group + place], &b[depth % MAX_DEPTH]);
+            let lanes = expand::<A>(register, index);
+            let stored = |place: usize| ((first + place) * A::PER_WORD + index) % MAX_STORED;
+            match fragments.selection {
+                None => {
+                    let b = [b[stored(0)], b[stored(1)], b[stored(2)], b[stored(3)]];
+                    for group in 0..8 {
+                        let sum = &mut sums[half * 8 + group];
+                        for place in 0..4 {
+                            add_scaled::<A>(sum, lanes[4 * group + place], &b[place]);
+                        }
+                    }
+                }
+                Some(selection) => {
+                    for group in 0..8 {
+                        let (sum, selected) = (&mut sums[half * 8 + group], &selection[half * 8 + group]);
+                        for place in 0..4 {
+                            let depth = usize::from(selected[stored(place)]) % MAX_DEPTH;
+                            add_scaled::<A>(sum, lanes[4 * group + place], &b[depth]);
+                        }
+                    }
                 }
             }
         }
     }
 }
 
+/// One element of the word of every lane.
+#[inline(always)]
+fn expand<E: Element>(register: &Word, index: usize) -> [E::Value; LANES] {
+    let mut lanes = [E::Value::default(); LANES];
+    for lane in 0..LANES {
+        lanes[lane] = E::expand(register[lane], index);
+    }
+    lanes
+}
+
 /// sums ← sums + a·b.
 #[inline(always)]
-fn add_scaled<V: Copy + std::ops::Mul<Output = V> + AddAssign>(sums: &mut [V; COLUMNS], a: V, b: &[V; COLUMNS]) {
+fn add_scaled<E: Element>(sums: &mut [E::Value; COLUMNS], a: E::Value, b: &[E::Value; COLUMNS]) {
     for column in 0..COLUMNS {
-        sums[column] += a * b[column];
+        sums[column] = E::add_product(sums[column], a, b[column]);
     }
 }
 
@@ -106,7 +127,8 @@ pub fn accumulate_bits(fragments: &Fragments<'_>, sums: &mut Sums<i32>, f: impl 
             for column in 0..COLUMNS {
                 for place in 0..4 {
                     let bits = f(a[4 * row + place], b[4 * column + place]);
-                    sums[8 * half + row][column] += bits.count_ones() as i32;
+                    let sum = &mut sums[8 * half + row][column];
+                    *sum = sum.wrapping_add(bits.count_ones() as i32);
                 }
             }
         }
@@ -128,7 +150,11 @@ pub fn gather<V: Copy + Default>(registers: &[&Word], f: impl Fn(u32) -> V) -> S
 /// Register `number` of accumulators of 32 bits, the reverse of [`gather`].
 #[inline(always)]
 pub fn scatter<V: Copy>(sums: &Sums<V>, number: usize, f: impl Fn(V) -> u32) -> Word {
-    std::array::from_fn(|lane| f(sums[number / 2 % 2 * 8 + lane / 4][lane % 4 * 2 + number % 2]))
+    let mut word = [0; LANES];
+    for lane in 0..LANES {
+        word[lane] = f(sums[number / 2 % 2 * 8 + lane / 4][lane % 4 * 2 + number % 2]);
+    }
+    word
 }
 
 /// The elements of accumulators of 16 bits: 2 registers of pairs.
@@ -148,8 +174,10 @@ pub fn gather_pairs<V: Copy + Default>(registers: &[&Word], f: impl Fn(u32) -> V
 /// Register `number` of accumulators of 16 bits, the reverse of [`gather_pairs`].
 #[inline(always)]
 pub fn scatter_pairs<V: Copy>(sums: &Sums<V>, number: usize, f: impl Fn(V) -> u32) -> Word {
-    std::array::from_fn(|lane| {
+    let mut word = [0; LANES];
+    for lane in 0..LANES {
         let row = &sums[number % 2 * 8 + lane / 4];
-        f(row[lane % 4 * 2]) & 0xffff | f(row[lane % 4 * 2 + 1]) << 16
-    })
+        word[lane] = f(row[lane % 4 * 2]) & 0xffff | f(row[lane % 4 * 2 + 1]) << 16;
+    }
+    word
 }
