@@ -56,6 +56,12 @@ impl Bench {
         self.emulator
     }
 
+    /// Starts over after an error that sticks to the context.
+    pub fn reset(&self) {
+        // SAFETY: the device exists; whoever calls this gives nothing back to the old context.
+        unsafe { cudarc::driver::sys::cuDevicePrimaryCtxReset_v2(0) };
+    }
+
     /// What was found since the last call.
     pub fn findings(&self) -> Vec<Finding> {
         self.emulator.map(Loaded::findings).unwrap_or_default()
