@@ -8,6 +8,7 @@ pub mod check;
 pub mod isa;
 pub mod machine;
 pub mod options;
+pub mod profile;
 pub mod program;
 pub mod ptx;
 pub mod report;

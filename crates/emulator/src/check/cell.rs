@@ -243,10 +243,11 @@ impl Cell {
     }
 
     /// Whether somebody read a strong write who is ordered before `new`: then the write itself is (causality order of
-    /// the ISA). Every read that is kept after it saw it, since otherwise it was a race.
+    /// the ISA). Every read that is kept after it, and before another write, saw it: otherwise it was a race.
     fn observed(&self, at: usize, write: &Entry, new: &Entry, orders: &impl Orders) -> bool {
         let bytes = write.bytes & new.bytes;
-        self.entries().skip(at + 1).any(|reader| {
+        let lasts = |entry: &&Entry| entry.kind & READ != 0 || entry.bytes & bytes == 0;
+        self.entries().skip(at + 1).take_while(lasts).any(|reader| {
             reader.kind & READ != 0 && reader.bytes & bytes == bytes && orders.some_ordered(reader)
         })
     }
