@@ -4,8 +4,10 @@
 //! real memory at the address that the program is given, so that a device pointer needs no translation. Addresses are
 //! never used twice: a pointer to freed memory finds nothing, for as long as the program runs.
 
-use crate::check::global::Shadow;
-use crate::check::initialized::Bitmap;
+use crate::check::global::{Labels, Shadow};
+use crate::check::initialized;
+use crate::check::order::Stamp;
+use crate::report::{Finding, Findings, Kind, Place};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -37,8 +39,8 @@ pub struct Allocation {
     /// To whom it belongs.
     pub owner: Owner,
     freed: AtomicBool,
-    /// Which bytes were written.
-    pub initialized: Bitmap,
+    /// Which bytes were written, where that is looked for.
+    pub initialized: Option<initialized::Shared>,
     /// Who accessed what.
     pub shadow: Shadow,
 }
@@ -77,6 +79,9 @@ pub struct Memory {
     table: RwLock<Table>,
     /// Held for reading by whoever uses addresses, for writing while memory is given back.
     in_use: RwLock<()>,
+    labels: Labels,
+    /// Whether to look for reads of what nobody wrote, and for races.
+    watch: (AtomicBool, AtomicBool),
 }
 
 #[derive(Debug, Default)]
@@ -156,7 +161,7 @@ impl Memory {
             regions.push(Region::reserve(capacity)?);
         }
         regions.push(Region::reserve(u64::MAX)?);
-        Ok(Self { regions, table: RwLock::default(), in_use: RwLock::new(()) })
+        Ok(Self { regions, table: RwLock::default(), in_use: RwLock::new(()), labels: Labels::default(), watch: Default::default() })
     }
 
     fn region(&self, owner: Owner) -> Option<&Region> {
@@ -171,7 +176,9 @@ impl Memory {
         let bytes = bytes.max(1);
         let base = self.region(owner)?.allocate(bytes)?;
         debug_assert!(base.is_multiple_of(ALIGNMENT));
-        let (freed, initialized, shadow) = (AtomicBool::new(false), Bitmap::new(bytes), Shadow::new(bytes));
+        let watched = owner != Owner::Host && self.watch.0.load(Ordering::Relaxed);
+        let initialized = watched.then(|| initialized::Shared::new(bytes as usize));
+        let (freed, shadow) = (AtomicBool::new(false), Shadow::new(base, bytes as usize));
         let allocation = Arc::new(Allocation { base, size: bytes, owner, freed, initialized, shadow });
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         table.allocations.insert(base, allocation);
@@ -222,6 +229,63 @@ impl Memory {
         let snapshot = Arc::new(table.allocations.values().cloned().collect::<Vec<_>>());
         table.snapshot = Some(snapshot.clone());
         snapshot
+    }
+
+    /// Whether to look for reads of what nobody wrote (in what is allocated from now on), and for races.
+    pub fn watch(&self, uninitialized: bool, races: bool) {
+        self.watch.0.store(uninitialized, Ordering::Relaxed);
+        self.watch.1.store(races, Ordering::Relaxed);
+    }
+
+    /// What stream operations are called.
+    pub fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
+    /// The driver reads or writes a range of addresses in the operation `stamp`: races with operations of other streams,
+    /// and reads of what nobody wrote, are added to the findings.
+    pub fn touch(&self, range: Range<u64>, write: bool, stamp: &Stamp, findings: &Findings) {
+        let Some(allocation) = self.find(range.start) else { return };
+        let offsets = range.start - allocation.base..range.end.min(allocation.base + allocation.size) - allocation.base;
+        let add = |kind, message, other| {
+            let (kernel, place, thread) = (stamp.label.to_string(), None, None);
+            findings.add(Finding { kind, kernel, place, thread, message, other });
+        };
+        if let Some(initialized) = &allocation.initialized {
+            let bytes = offsets.start as usize..offsets.end as usize;
+            if write {
+                initialized.set(bytes);
+            } else if let Some(first) = initialized.first_unset(bytes) {
+                let address = allocation.base + first as u64;
+                add(Kind::Uninitialized, format!("reads a byte at {address:#x} that nobody wrote"), None);
+            }
+        }
+        if self.watch.1.load(Ordering::Relaxed)
+            && let Some(conflict) = allocation.shadow.range_access(offsets, write, stamp, &self.labels)
+        {
+            let address = allocation.base + conflict.offset;
+            let other = match &conflict.other {
+                crate::check::batch::Other::Operation { label, .. } => {
+                    Some((Place { instruction: label.to_string(), ..Place::default() }, None))
+                }
+                _ => None,
+            };
+            add(Kind::Race, format!("race in global memory at {address:#x}: {conflict}"), other);
+        }
+    }
+
+    /// A copy within device memory carries along which bytes were written.
+    pub fn copy_state(&self, from: u64, to: u64, bytes: u64) {
+        let (Some(source), Some(target)) = (self.find(from), self.find(to)) else { return };
+        let Some(target_bits) = &target.initialized else { return };
+        let (at, count) = ((to - target.base) as usize, bytes as usize);
+        match &source.initialized {
+            Some(_) if Arc::ptr_eq(&source, &target) => {
+                target_bits.copy_within(at, (from - source.base) as usize, count);
+            }
+            Some(source_bits) => target_bits.copy(at, source_bits, (from - source.base) as usize, count),
+            None => target_bits.set(at..at + count),
+        }
     }
 
     /// Keeps memory from being given back for as long as the guard lives.

@@ -216,6 +216,8 @@ pub struct Scope<'a> {
     shared_align: usize,
     local: usize,
     barriers: usize,
+    /// The carry flag of extended-precision arithmetic, once something uses it.
+    carry: Option<P>,
 }
 
 /// The reason for which an instruction cannot be decoded; its line is added by the caller.
@@ -249,6 +251,7 @@ impl<'a> Scope<'a> {
             shared_align: 16,
             local: 0,
             barriers: 0,
+            carry: None,
         }
     }
 
@@ -270,6 +273,16 @@ impl<'a> Scope<'a> {
     /// A new predicate register.
     pub fn new_predicate(&mut self) -> P {
         self.registers.add_predicate()
+    }
+
+    /// The predicate that stands for the carry flag, one for the whole program.
+    pub fn carry(&mut self) -> P {
+        if let Some(flag) = self.carry {
+            return flag;
+        }
+        let flag = self.new_predicate();
+        self.carry = Some(flag);
+        flag
     }
 
     /// A constant word.

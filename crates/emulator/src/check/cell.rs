@@ -25,6 +25,16 @@ impl Access {
         Self { touch, strong: Some((order, scope)) }
     }
 
+    /// Whether memory is looked at.
+    pub fn reads(self) -> bool {
+        self.touch != Touch::Store
+    }
+
+    /// Whether memory may change.
+    pub fn writes(self) -> bool {
+        self.touch != Touch::Load
+    }
+
     pub(super) fn kind(self) -> u8 {
         let touch = match self.touch {
             Touch::Load => READ,

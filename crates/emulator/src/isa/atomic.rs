@@ -1,7 +1,8 @@
 //! Atomic read-modify-write operations: `atom` and `red`, in global and shared memory.
 
 use super::Decoded;
-use super::memory::{Register, addresses, is_hint, space};
+use super::memory::{Register, addresses, is_hint, reach, space};
+use crate::check::clocks::{Order, Touch};
 use crate::machine::Fault;
 use crate::machine::context::{Access, Context, Where};
 use crate::machine::registers::{Double, LANES, lanes};
@@ -111,7 +112,13 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
             })
         })?,
     };
-    let access = Access::Atomic(acquire, release);
+    let order = match (acquire, release) {
+        (false, false) => Order::Relaxed,
+        (true, false) => Order::Acquire,
+        (false, true) => Order::Release,
+        (true, true) => Order::AcquireRelease,
+    };
+    let access = Access::strong(Touch::Update, order, reach(instruction));
     Ok(Some(super::Op::Atomic(Op { operation, ty, at, address, access, destinations, sources, swap })))
 }
 

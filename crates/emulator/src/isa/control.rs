@@ -2,6 +2,7 @@
 //! (`printf`, assertions).
 
 use super::Decoded;
+use crate::check::clocks::Scope as Reach;
 use crate::machine::Class;
 use crate::machine::registers::{P, W};
 use crate::program::{Label, Reason, Scope, call_operands};
@@ -20,15 +21,6 @@ pub enum BarrierKind {
     All(P, P, bool),
     /// `.red.or`.
     Any(P, P, bool),
-}
-
-/// How far a fence reaches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reach {
-    /// The thread block (or cluster).
-    Block,
-    /// The device, or beyond.
-    Device,
 }
 
 /// A control operation.

@@ -1,7 +1,8 @@
 //! Loads and stores: `ld`, `ldu`, `st`, in every space, width and vector form.
 
 use super::Decoded;
-use crate::machine::context::{Access, Context, Where};
+use crate::check::clocks::{Order, Scope as Reach, Touch};
+use crate::machine::context::{Access, Context, WIDEST, Where};
 use crate::machine::registers::{D, Double, LANES, W, lanes};
 use crate::machine::{Class, Fault};
 use crate::program::{Address, Base, Reason, Scope};
@@ -42,6 +43,11 @@ pub(crate) fn is_hint(modifier: &str) -> bool {
         || modifier.starts_with("L2::")
 }
 
+/// How far a strong access reaches: `.volatile` as far as `.sys` (PTX ISA, memory consistency model).
+pub(crate) fn reach(instruction: &Instruction) -> Reach {
+    if instruction.has("cta") || instruction.has("cluster") { Reach::Block } else { Reach::Device }
+}
+
 /// The space that a modifier names.
 pub(crate) fn space(modifier: &str) -> Option<Space> {
     Some(match modifier {
@@ -64,14 +70,14 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         "st" => true,
         _ => return Ok(None),
     };
-    let load = if store { Access::Store } else { Access::Load };
-    let (mut at, mut access, mut count, mut element) = (Where::Generic, load, 1, None);
+    let touch = if store { Touch::Store } else { Touch::Load };
+    let (mut at, mut order, mut count, mut element) = (Where::Generic, None, 1, None);
     for modifier in &instruction.modifiers {
         match modifier.as_str() {
             "weak" => {}
-            "volatile" | "relaxed" | "mmio" => access = load.strong(),
-            "acquire" if !store => access = Access::Acquire,
-            "release" if store => access = Access::Release,
+            "volatile" | "relaxed" | "mmio" => order = Some(Order::Relaxed),
+            "acquire" if !store => order = Some(Order::Acquire),
+            "release" if store => order = Some(Order::Release),
             "v2" => count = 2,
             "v4" => count = 4,
             "v8" => count = 8,
@@ -85,6 +91,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
     if element == Type::B128 {
         return Err("128-bit registers are not supported".to_owned());
     }
+    let access = Access { touch, strong: order.map(|order| (order, reach(instruction))) };
     // `.level::cache_hint` adds a policy as the last operand, which changes no value.
     let (destination, address) = match (store, instruction.operands.as_slice()) {
         (false, [value, address] | [value, address, _]) | (true, [address, value] | [address, value, _]) => {
@@ -158,7 +165,11 @@ impl Op {
     pub fn execute(&self, context: &mut Context<'_>, mask: u32) -> Result<(), Fault> {
         let addresses = addresses(context, &self.address);
         let size = self.element.size();
+        if self.store && context.block.watches() {
+            context.block.storing = Some(self.values(context));
+        }
         let pointers = context.locate(mask, self.at, &addresses, size * self.registers.len(), self.access)?;
+        context.block.storing = None;
         for (index, register) in self.registers.iter().enumerate() {
             let offset = index * size;
             if self.store {
@@ -168,6 +179,25 @@ impl Op {
             }
         }
         Ok(())
+    }
+
+    /// What every lane stores, for those who look.
+    #[cold]
+    fn values(&self, context: &Context<'_>) -> Box<[[u8; WIDEST]; LANES]> {
+        let mut values = Box::new([[0; WIDEST]; LANES]);
+        let size = self.element.size();
+        for (index, register) in self.registers.iter().enumerate() {
+            for (lane, bytes) in values.iter_mut().enumerate() {
+                let bits = match *register {
+                    Register::Word(word) => u64::from(context.registers.word(word)[lane]),
+                    Register::Double(double) => context.registers.double(double)[lane],
+                };
+                if let Some(bytes) = bytes.get_mut(index * size..(index + 1) * size) {
+                    bytes.copy_from_slice(&bits.to_le_bytes()[..size]);
+                }
+            }
+        }
+        values
     }
 
     #[inline(always)]

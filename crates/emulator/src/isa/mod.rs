@@ -1,17 +1,22 @@
 //! The instructions, family by family: each file holds the decoded form of its instructions, how they are decoded, and
 //! what they do.
 
+pub mod approximate;
 pub mod asynchronous;
 pub mod atomic;
+pub mod bits;
 pub mod compare;
 pub mod control;
 pub mod convert;
+pub mod double;
 pub mod float;
+pub mod forms;
 pub mod half;
 pub mod integer;
 pub mod matrix;
 pub mod memory;
 pub mod moves;
+pub mod rounding;
 pub mod system;
 pub mod warp;
 
@@ -26,6 +31,7 @@ use crate::ptx::ast::Instruction;
 #[allow(missing_docs)] // each is documented at its type
 pub enum Op {
     Integer(integer::Op),
+    Bits(bits::Op),
     Float(float::Op),
     Half(half::Op),
     Compare(compare::Op),
@@ -47,8 +53,9 @@ pub type Decoded = Result<Option<Op>, Reason>;
 /// # Errors
 /// If no family knows it, or its operands are not what it takes.
 pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
-    const FAMILIES: [fn(&mut Scope<'_>, &Instruction) -> Decoded; 12] = [
+    const FAMILIES: [fn(&mut Scope<'_>, &Instruction) -> Decoded; 13] = [
         integer::decode,
+        bits::decode,
         float::decode,
         half::decode,
         compare::decode,
@@ -80,7 +87,7 @@ impl Op {
     /// What a profile counts it as.
     pub fn class(&self) -> Class {
         match self {
-            Self::Integer(_) => Class::Integer,
+            Self::Integer(_) | Self::Bits(_) => Class::Integer,
             Self::Float(op) => op.class(),
             Self::Half(_) => Class::Half,
             Self::Compare(_) => Class::Compare,
@@ -134,6 +141,7 @@ macro_rules! family {
 }
 
 family!(run_integer, integer::Op, registers: &mut Registers, mask: u32 => ());
+family!(run_bits, bits::Op, registers: &mut Registers, mask: u32 => ());
 family!(run_float, float::Op, registers: &mut Registers, mask: u32 => ());
 family!(run_half, half::Op, registers: &mut Registers, mask: u32 => ());
 family!(run_compare, compare::Op, registers: &mut Registers, mask: u32 => ());
@@ -153,6 +161,7 @@ impl Op {
         let wide = context.environment.wide;
         match self {
             Self::Integer(op) => run_integer(op, wide, context.registers, mask),
+            Self::Bits(op) => run_bits(op, wide, context.registers, mask),
             Self::Float(op) => run_float(op, wide, context.registers, mask),
             Self::Half(op) => run_half(op, wide, context.registers, mask),
             Self::Compare(op) => run_compare(op, wide, context.registers, mask),

@@ -24,7 +24,6 @@ pub(crate) struct Arrival {
 #[derive(Clone, Debug)]
 pub(crate) struct Complete {
     pub(crate) number: usize,
-    pub(crate) arrivals: Vec<Arrival>,
     /// Threads whose predicate holds, of those that vote.
     pub(crate) holding: u32,
     pub(crate) voting: u32,
@@ -77,7 +76,7 @@ impl Barriers {
             if is_complete {
                 let arrivals = std::mem::take(barrier);
                 let holding = arrivals.iter().map(|arrival| arrival.holds.count_ones()).sum();
-                complete.push(Complete { number, arrivals, holding, voting: arrived });
+                complete.push(Complete { number, holding, voting: arrived });
             }
         }
         complete

@@ -9,7 +9,7 @@ use super::shared::BlockMemory;
 use super::warp::{Group, Wait, Warp};
 use super::{Fault, Flow};
 use crate::isa::asynchronous::Pending;
-use crate::isa::control::{self, Reach};
+use crate::isa::control;
 use crate::isa::{Op, warp};
 use crate::profile::Counters;
 use crate::program::Special;
@@ -398,7 +398,7 @@ impl<'a> ThreadBlock<'a> {
             }
             control::Op::Pause => return Ok(Some(Flow::Yield)),
             control::Op::Fence(reach) => {
-                self.memory.fence(self.environment, index, active, *reach == Reach::Block);
+                self.memory.fence(index, active, *reach);
             }
             control::Op::Barrier(number, count, kind, aligned) => {
                 return self.barrier(index, chosen, active, *number, *count, *kind, *aligned);
@@ -459,6 +459,7 @@ impl<'a> ThreadBlock<'a> {
         let waits = kind != control::BarrierKind::Arrive;
         let arrival = Arrival { warp: index, lanes: active, gone, holds, pc, waits, aligned, count };
         self.barriers.arrive(number, arrival).map_err(|(kind, message)| Fault::lane(kind, lane, message))?;
+        self.memory.arrive(number, index, active, waits);
         let warp = &mut self.warps[index];
         if waits {
             warp.groups[chosen] = Group { pc, mask: active, wait: Wait::Barrier(number) };
@@ -476,7 +477,7 @@ impl<'a> ThreadBlock<'a> {
     fn complete_barriers(&mut self) {
         let alive = || self.warps.iter().map(|warp| warp.alive().count_ones()).sum();
         for done in self.barriers.take_complete(alive) {
-            self.memory.synchronize(&done.arrivals);
+            self.memory.complete(done.number);
             if let Some(random) = &mut self.random {
                 self.warps.iter_mut().for_each(|warp| warp.priority = random.next());
             }

@@ -1,9 +1,12 @@
 //! What an operation of a warp sees beside its registers: memory of every space, with every access checked and counted.
 
 use super::Fault;
-use super::shared::BlockMemory;
+use super::shared::{BlockMemory, Observed};
 use super::launch::Environment;
 use super::registers::{Double, LANES, Registers, lanes, mask_of};
+use crate::check::clocks::Touch;
+pub use crate::check::Access;
+use crate::check::initialized;
 use crate::isa::asynchronous::Pending;
 use crate::memory::{Allocation, Owner, find};
 use crate::program::{LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW, WINDOW};
@@ -24,54 +27,6 @@ pub enum Where {
     In(Space),
     /// A generic address: the space is that of its window, lane by lane.
     Generic,
-}
-
-/// How an access takes part in the order of accesses (PTX ISA, memory consistency model).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// A weak load.
-    Load,
-    /// A weak store.
-    Store,
-    /// `.relaxed` or `.volatile`.
-    StrongLoad,
-    /// `.relaxed` or `.volatile`.
-    StrongStore,
-    /// `ld.acquire`.
-    Acquire,
-    /// `st.release`.
-    Release,
-    /// Reads and writes at once; whether it acquires, and whether it releases.
-    Atomic(bool, bool),
-}
-
-impl Access {
-    /// The strong form of a weak access.
-    pub fn strong(self) -> Self {
-        match self {
-            Self::Load => Self::StrongLoad,
-            Self::Store => Self::StrongStore,
-            other => other,
-        }
-    }
-
-    /// Whether memory may change.
-    pub fn writes(self) -> bool {
-        matches!(self, Self::Store | Self::StrongStore | Self::Release | Self::Atomic(..))
-    }
-
-    /// Whether memory is looked at.
-    pub fn reads(self) -> bool {
-        matches!(self, Self::Load | Self::StrongLoad | Self::Acquire | Self::Atomic(..))
-    }
-
-    fn verb(self) -> &'static str {
-        match self {
-            Self::Load | Self::StrongLoad | Self::Acquire => "reads",
-            Self::Store | Self::StrongStore | Self::Release => "writes",
-            Self::Atomic(..) => "updates",
-        }
-    }
 }
 
 /// A warp's view of its surroundings while it executes.
@@ -100,7 +55,7 @@ pub struct Local {
     /// Bytes of one lane.
     pub size: usize,
     /// Which bytes were written, where that is looked for.
-    pub initialized: Option<crate::check::initialized::Bits>,
+    pub initialized: Option<initialized::Owned>,
 }
 
 impl Local {
@@ -108,7 +63,7 @@ impl Local {
     pub(crate) fn restart(&mut self, size: usize, watch: bool) {
         self.size = size;
         self.bytes.resize(size * LANES, 0);
-        self.initialized = (watch && size > 0).then(|| crate::check::initialized::Bits::new(size * LANES));
+        self.initialized = (watch && size > 0).then(|| initialized::Owned::new(size * LANES));
     }
 }
 
@@ -128,6 +83,7 @@ impl Context<'_> {
         access: Access,
     ) -> Result<[*mut u8; LANES], Fault> {
         let mut pointers = [std::ptr::null_mut(); LANES];
+        self.block.writes += u64::from(access.writes());
         match at {
             Where::In(space) => self.locate_in(space, mask, addresses, size, access, &mut pointers)?,
             Where::Generic => {
@@ -171,7 +127,9 @@ impl Context<'_> {
                     pointers[lane] = start.wrapping_add(address as usize);
                 }
                 if self.block.watches() {
-                    self.block.observe(self.environment, self.pc, self.first_thread, mask, addresses, size, access)?;
+                    let (pc, first_thread) = (self.pc, self.first_thread);
+                    let observed = Observed { pc, first_thread, mask, addresses, size, access };
+                    self.block.observe(self.environment, &observed);
                 }
             }
             Space::Local => {
@@ -233,16 +191,31 @@ impl Context<'_> {
             pointers[lane] = address as *mut u8;
         }
         if self.block.watches() {
-            self.block.observe_global(environment, self.pc, self.first_thread, mask, addresses, size, access)?;
+            self.observe_global(mask, addresses, size, access);
         }
         Ok(())
+    }
+
+    /// Looks at an access of global memory, allocation by allocation.
+    #[cold]
+    fn observe_global(&mut self, mask: u32, addresses: &Double, size: usize, access: Access) {
+        let (environment, pc, first_thread) = (self.environment, self.pc, self.first_thread);
+        let mut rest = mask;
+        while rest != 0 {
+            let first = addresses[rest.trailing_zeros() as usize];
+            let Some(allocation) = find(&environment.snapshot, first) else { return };
+            let own = rest & mask_of(|lane| allocation.range().contains(&addresses[lane]));
+            let observed = Observed { pc, first_thread, mask: own, addresses, size, access };
+            self.block.observe_global(environment, &observed, allocation);
+            rest &= !own;
+        }
     }
 
     /// The allocation that one lane accesses.
     #[cold]
     fn find_global(&self, lane: usize, address: u64, size: usize, access: Access) -> Result<usize, Fault> {
         let snapshot = &self.environment.snapshot;
-        let what = format!("{} {size} bytes at {address:#x}", access.verb());
+        let what = format!("{} {size} bytes at {address:#x}", verb(access));
         let Some(allocation) = find(snapshot, address) else {
             let before = snapshot.partition_point(|allocation| allocation.base <= address).checked_sub(1);
             let near = before.map(|index| &snapshot[index]).filter(|near| address - near.base < near.size + (1 << 20));
@@ -284,7 +257,7 @@ impl Context<'_> {
         let lane = lanes(mask).find(|&lane| addresses[lane] & (size as u64 - 1) != 0).unwrap_or(0);
         let message = format!(
             "{} {size} bytes at {:#x} in {space:?} memory, which is not a multiple of {size}",
-            access.verb(),
+            verb(access),
             addresses[lane]
         );
         Fault::lane(Kind::Misaligned, lane, message)
@@ -306,7 +279,7 @@ impl Context<'_> {
     /// # Errors
     /// At the first lane whose address is bad.
     pub fn load(&mut self, mask: u32, at: Where, addresses: &Double, size: usize) -> Result<LaneBytes, Fault> {
-        let pointers = self.locate(mask, at, addresses, size, Access::Load)?;
+        let pointers = self.locate(mask, at, addresses, size, Access::LOAD)?;
         let mut values = [[0; WIDEST]; LANES];
         for lane in lanes(mask) {
             // SAFETY: `locate` gave a pointer to `size` bytes for every lane in the mask; a value has room for the
@@ -328,7 +301,11 @@ impl Context<'_> {
         size: usize,
         values: &LaneBytes,
     ) -> Result<(), Fault> {
-        let pointers = self.locate(mask, at, addresses, size, Access::Store)?;
+        if self.block.watches() {
+            self.block.storing = Some(Box::new(*values));
+        }
+        let pointers = self.locate(mask, at, addresses, size, Access::STORE)?;
+        self.block.storing = None;
         for lane in lanes(mask) {
             // SAFETY: as in `load`.
             unsafe { std::ptr::copy_nonoverlapping(values[lane].as_ptr(), pointers[lane], size.min(WIDEST)) };
@@ -338,12 +315,20 @@ impl Context<'_> {
 
     /// Marks shared bytes as the destination of a copy by the thread in `lane` that has not been waited for.
     pub fn in_flight(&mut self, lane: usize, offset: u64, size: usize) {
-        self.block.in_flight(self.first_thread + lane, offset, size, self.pc);
+        self.block.begin_copy(self.environment, self.pc, self.first_thread + lane, offset, size, true);
     }
 
     /// Marks shared bytes as written by the thread in `lane` just now: its copy has landed.
-    pub fn landed(&mut self, lane: usize, offset: u64, size: usize) {
-        self.block.landed(self.first_thread + lane, offset, size, self.pc);
+    pub fn landed(&mut self, _lane: usize, offset: u64, size: usize) {
+        self.block.land_copy(offset, size, false);
+    }
+}
+
+fn verb(access: Access) -> &'static str {
+    match access.touch {
+        Touch::Load => "reads",
+        Touch::Store => "writes",
+        Touch::Update => "updates",
     }
 }
 
@@ -362,6 +347,6 @@ fn window_of(address: u64) -> (Space, u64) {
 
 #[cold]
 fn out_of_bounds(lane: usize, access: Access, size: usize, address: u64, what: &str, length: u64) -> Fault {
-    let message = format!("{} {size} bytes at {address:#x} of {what}, which has {length} bytes", access.verb());
+    let message = format!("{} {size} bytes at {address:#x} of {what}, which has {length} bytes", verb(access));
     Fault::lane(Kind::OutOfBounds, lane, message)
 }

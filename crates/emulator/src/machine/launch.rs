@@ -6,6 +6,7 @@
 use super::Fault;
 use super::block::{Status, ThreadBlock};
 use super::random::Random;
+use crate::check::global;
 use crate::check::order::Stamp;
 use crate::memory::{Memory, Snapshot};
 use crate::options::Options;
@@ -72,8 +73,10 @@ pub struct Environment<'a> {
     pub snapshot: Snapshot,
     /// Where findings go.
     pub findings: &'a Findings,
-    /// What blocks tell each other by atomics and fences.
-    pub locations: crate::check::global::Locations,
+    /// What its blocks know of each other, and of other stream operations.
+    pub order: global::Launch,
+    /// What stream operations are called.
+    pub labels: &'a global::Labels,
     /// Whether the processor has the vector instructions that the families are compiled for.
     pub wide: bool,
     /// Steps that were executed, as far as they have been added up.
@@ -138,7 +141,8 @@ pub fn run(launch: &Launch<'_>, memory: &Memory, findings: &Findings) -> Result<
         launch,
         snapshot: memory.snapshot(),
         findings,
-        locations: crate::check::global::Locations::default(),
+        order: global::Launch::new(launch.stamp.clone()),
+        labels: memory.labels(),
         wide: crate::isa::has_wide_vectors(),
         steps: AtomicU64::new(0),
         progress: AtomicU64::new(0),

@@ -33,6 +33,8 @@ pub struct Registers {
     words: Vec<Word>,
     doubles: Vec<Double>,
     predicates: Vec<u32>,
+    /// What the clock last showed.
+    clock: u64,
 }
 
 impl Registers {
@@ -59,11 +61,20 @@ impl Registers {
         self.words.clone_from(&start.words);
         self.doubles.clone_from(&start.doubles);
         self.predicates.clone_from(&start.predicates);
+        self.clock = 0;
     }
 
     /// How many registers there are: words, doubles, predicates.
     pub fn counts(&self) -> (usize, usize, usize) {
         (self.words.len(), self.doubles.len(), self.predicates.len())
+    }
+
+    /// The time that the clock shows, later at every look. It counts looks, so that it is the same in every run; in steps
+    /// that are large enough for programs that wait so many cycles to get on.
+    #[inline(always)]
+    pub fn tick(&mut self) -> u64 {
+        self.clock += 64;
+        self.clock
     }
 
     /// All lanes of a word.
