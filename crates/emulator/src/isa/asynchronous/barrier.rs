@@ -14,7 +14,9 @@
 //! The state that an arrival returns is the word as it was before.
 
 use super::{Op, Shared, pending, unsupported};
-use crate::machine::context::{Access, Context, Where};
+use crate::check::Access;
+use crate::check::clocks::{Order, Scope as Reach, Touch};
+use crate::machine::context::{Context, WIDEST, Where};
 use crate::machine::registers::{D, Double, LANES, P, W, lanes};
 use crate::machine::{Fault, Flow};
 use crate::program::{Reason, Scope};
@@ -220,11 +222,12 @@ impl Barrier {
             Some(at) => at.offsets(context, mask)?,
             None => [0; LANES],
         };
-        let release = Access::Atomic(false, self.ordered);
+        let relaxed = arrival(Order::Relaxed);
+        let release = arrival(if self.ordered { Order::Release } else { Order::Relaxed });
         match self.action {
             Action::Initialize(count) => {
                 let count = *context.registers.word(count);
-                let mut values = [[0; crate::machine::context::WIDEST]; LANES];
+                let mut values = [[0; WIDEST]; LANES];
                 for lane in lanes(mask) {
                     let state = State::new(count[lane]).map_err(|message| undefined(lane, message))?;
                     values[lane][..8].copy_from_slice(&state.word().to_le_bytes());
@@ -232,15 +235,15 @@ impl Barrier {
                 context.store(mask, Where::In(Space::Shared), &offsets, 8, &values)?;
             }
             Action::Invalidate => {
-                update(context, mask, &offsets, release, |_, _| Ok(None))?;
+                update(context, mask, &offsets, relaxed, |_, _| Ok(None))?;
             }
             Action::Expect(count) => {
                 let count = *context.registers.word(count);
-                update(context, mask, &offsets, release, |lane, state| Ok(Some(state.expect(count[lane].into())?)))?;
+                update(context, mask, &offsets, relaxed, |lane, state| Ok(Some(state.expect(count[lane].into())?)))?;
             }
             Action::Complete(count) => {
                 let count = *context.registers.word(count);
-                update(context, mask, &offsets, release, |lane, state| {
+                update(context, mask, &offsets, relaxed, |lane, state| {
                     Ok(Some(state.expect(-i64::from(count[lane]))?.advance()))
                 })?;
             }
@@ -305,18 +308,15 @@ impl Barrier {
         to: P,
         parity: impl Fn(usize) -> bool,
     ) -> Result<Flow, Fault> {
-        let acquire = Access::Atomic(self.ordered, false);
         let mut over = 0;
         for lane in lanes(mask) {
-            let one = 1 << lane;
-            let look = |context: &mut Context<'_>| -> Result<bool, Fault> {
-                let before = update(context, one, offsets, acquire, |_, state| Ok(Some(state)))?;
-                Ok((before[lane] >> 61 & 1 == 1) != parity(lane))
-            };
-            let mut done = look(context)?;
+            let mut done = parity_of(context, lane, offsets[lane])? != parity(lane);
             if !done {
                 pending::settle(context, offsets[lane])?;
-                done = look(context)?;
+                done = parity_of(context, lane, offsets[lane])? != parity(lane);
+            }
+            if done && self.ordered {
+                context.block.mbarrier(context.first_thread + lane, offsets[lane], false);
             }
             over |= u32::from(done) << lane;
         }
@@ -353,23 +353,53 @@ fn update(
     Ok(before)
 }
 
-/// Lets lanes arrive once each.
-pub(super) fn arrive(context: &mut Context<'_>, mask: u32, offset: u64) -> Result<(), Fault> {
-    let release = Access::Atomic(false, true);
-    update(context, mask, &[offset; LANES], release, |_, state| Ok(Some(state.arrive(1)?.advance()))).map(drop)
+/// The parity of the phase that a barrier is in.
+fn parity_of(context: &mut Context<'_>, lane: usize, offset: u64) -> Result<bool, Fault> {
+    let test = Access::strong(Touch::Load, Order::Relaxed, Reach::Block);
+    let before = update(context, 1 << lane, &[offset; LANES], test, |_, state| Ok(Some(state)))?;
+    Ok(before[lane] >> 61 & 1 == 1)
 }
 
-/// Counts bytes as transferred.
-pub(super) fn complete(context: &mut Context<'_>, lane: usize, offset: u64, bytes: usize) -> Result<(), Fault> {
-    let release = Access::Atomic(false, true);
-    let transferred = |_, state: State| Ok(Some(state.expect(-(bytes as i64))?.advance()));
-    update(context, 1 << lane, &[offset; LANES], release, transferred).map(drop)
+fn arrival(order: Order) -> Access {
+    Access::strong(Touch::Update, order, Reach::Block)
 }
 
-/// Checks that there is a barrier, at which the lanes will arrive once each; `extra` ones are added to what the phase
-/// waits for.
-pub(super) fn expect_arrivals(context: &mut Context<'_>, mask: u32, offset: u64, extra: bool) -> Result<(), Fault> {
-    update(context, mask, &[offset; LANES], Access::Atomic(false, true), |_, mut state| {
+/// Lets copies arrive once for each lane, and counts bytes as transferred: by the engine of asynchronous copies, whose
+/// writes thereby become known to whoever waits.
+pub(super) fn signal(context: &mut Context<'_>, mask: u32, offset: u64, signal: Signal) -> Result<(), Fault> {
+    let (start, length) = context.block.bytes();
+    if offset % 8 != 0 || offset.saturating_add(8) > length as u64 {
+        return Err(Fault::warp(Kind::OutOfBounds, format!("signals an mbarrier at {offset:#x} of shared memory")));
+    }
+    let pointer = start.wrapping_add(offset as usize).cast::<u64>();
+    for lane in lanes(mask) {
+        // SAFETY: the 8 bytes are within shared memory and aligned, as was just checked; a block's shared memory is
+        // touched only by the host thread that runs the block.
+        let word = unsafe { pointer.read() };
+        let after = State::parse(word).and_then(|state| match signal {
+            Signal::Arrival => state.arrive(1),
+            Signal::Bytes(bytes) => state.expect(-(bytes as i64)),
+        });
+        let after = after.map_err(|message| undefined(lane, message))?.advance();
+        // SAFETY: as above.
+        unsafe { pointer.write(after.word()) };
+    }
+    context.block.engine_signals(offset);
+    Ok(())
+}
+
+/// What the engine tells an mbarrier.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Signal {
+    /// That a lane's copies are over.
+    Arrival,
+    /// That so many bytes were transferred.
+    Bytes(usize),
+}
+
+/// Checks that there is a barrier for the lanes to signal; `extra` arrivals are added to what the phase waits for.
+pub(super) fn announce(context: &mut Context<'_>, mask: u32, offset: u64, extra: bool) -> Result<(), Fault> {
+    update(context, mask, &[offset; LANES], arrival(Order::Relaxed), |_, mut state| {
         if extra {
             if i64::from(state.pending) >= MOST {
                 return Err("has an mbarrier wait for more arrivals than it can count".to_owned());

@@ -4,8 +4,9 @@ use super::copy::global;
 use super::tensor::Tile;
 use super::{Op, Shared, check_shared, pending, unsupported};
 use crate::isa::matrix::load::addresses;
+use crate::check::Access;
 use crate::machine::Fault;
-use crate::machine::context::{Access, Context, Where};
+use crate::machine::context::{Context, Where};
 use crate::machine::registers::{LANES, W, lanes};
 use crate::program::{Address, Reason, Scope};
 use crate::ptx::ast::{Instruction, Operand, Space, Type};
@@ -135,21 +136,23 @@ impl Transfer {
             &Moved::In { to, from, size } => {
                 let mut bytes = vec![0; size];
                 read_global(from, &mut bytes);
-                context.landed(self.lane, to, size);
+                context.block.land_copy(to, size, true);
                 write_shared(context, to, &bytes);
             }
             &Moved::Within { to, from, size } => {
                 let mut bytes = vec![0; size];
                 read_shared(context, from, &mut bytes);
-                context.landed(self.lane, to, size);
+                context.block.land_copy(from, size, true);
+                context.block.land_copy(to, size, true);
                 write_shared(context, to, &bytes);
             }
             &Moved::Out { to, from, size } => {
                 let mut bytes = vec![0; size];
                 read_shared(context, from, &mut bytes);
+                context.block.land_copy(from, size, false);
                 write_global(context, self.lane, to, &bytes)?;
             }
-            Moved::TileIn(tile) => tile.carry_in(context, self.lane),
+            Moved::TileIn(tile) => tile.carry_in(context),
             Moved::TileOut(tile) => tile.carry_out(context, self.lane)?,
         }
         Ok(())
@@ -208,14 +211,14 @@ fn parts(
 /// Has a range of global memory checked and counted as read by a lane now.
 pub(super) fn look_at_global(context: &mut Context<'_>, lane: usize, from: u64, size: usize) -> Result<(), Fault> {
     parts(lane, from, size, |addresses, _, part| {
-        context.locate(1 << lane, Where::In(Space::Global), addresses, part, Access::Load).map(drop)
+        context.locate(1 << lane, Where::In(Space::Global), addresses, part, Access::LOAD).map(drop)
     })
 }
 
 /// Writes to global memory in the name of a lane.
 pub(super) fn write_global(context: &mut Context<'_>, lane: usize, to: u64, bytes: &[u8]) -> Result<(), Fault> {
     parts(lane, to, bytes.len(), |addresses, done, part| {
-        let pointers = context.locate(1 << lane, Where::In(Space::Global), addresses, part, Access::Store)?;
+        let pointers = context.locate(1 << lane, Where::In(Space::Global), addresses, part, Access::STORE)?;
         // SAFETY: `locate` gave a pointer to `part` bytes for the lane.
         unsafe { std::ptr::copy_nonoverlapping(bytes[done..done + part].as_ptr(), pointers[lane], part) };
         Ok(())
@@ -229,11 +232,13 @@ pub(super) fn destined(context: &mut Context<'_>, lane: usize, to: u64, size: us
     Ok(())
 }
 
-/// Reads of shared memory by a copy are seen, and checked, when it is issued.
+/// Has a range of shared memory checked and counted as read by a lane now, and marks it as the source of a copy.
 pub(super) fn look_at_shared(context: &mut Context<'_>, lane: usize, from: u64, size: usize) -> Result<(), Fault> {
     parts(lane, from, size, |addresses, _, part| {
-        context.locate(1 << lane, Where::In(Space::Shared), addresses, part, Access::Load).map(drop)
-    })
+        context.locate(1 << lane, Where::In(Space::Shared), addresses, part, Access::LOAD).map(drop)
+    })?;
+    context.block.begin_copy(context.environment, context.pc, context.first_thread + lane, from, size, false);
+    Ok(())
 }
 
 /// Has the copy complete the barrier of its lane.
@@ -243,7 +248,7 @@ pub(super) fn signal(
     lane: usize,
     what: Moved,
 ) -> Result<(), Fault> {
-    super::barrier::expect_arrivals(context, 1 << lane, barrier, false)?;
+    super::barrier::announce(context, 1 << lane, barrier, false)?;
     let (warp, pc) = (context.first_thread / LANES, context.pc);
     context.pending.signal_transfer(barrier, warp, pc, Transfer { lane, pc, what });
     Ok(())

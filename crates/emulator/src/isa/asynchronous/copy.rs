@@ -2,10 +2,12 @@
 //! for (ISA, "Data Movement and Conversion Instructions: Asynchronous copy", non-bulk copies).
 
 use super::pending::{self, Wait};
-use super::{Op, Shared, check_shared, on_behalf, unsupported};
+use super::bulk::{read_global, write_shared};
+use super::{Op, Shared, check_shared, unsupported};
 use crate::isa::matrix::load::addresses;
+use crate::check::Access;
 use crate::machine::Fault;
-use crate::machine::context::{Access, Context, WIDEST, Where};
+use crate::machine::context::{Context, Where};
 use crate::machine::registers::{Double, LANES, P, W, lanes, mask_of};
 use crate::program::{Address, Reason, Scope};
 use crate::ptx::ast::{Instruction, Operand, Space, Type};
@@ -124,7 +126,6 @@ pub struct Copies {
     to: Double,
     size: usize,
     taken: [u8; LANES],
-    pc: usize,
 }
 
 impl Copy {
@@ -168,7 +169,10 @@ impl Copy {
         for lane in lanes(mask) {
             context.in_flight(lane, to[lane], size);
         }
-        let copies = Copies { mask, group: [0; LANES], number: 0, from, to, size, taken, pc: context.pc };
+        if let Some(counters) = &mut context.block.counters {
+            counters.shared(context.pc, mask, &to, size);
+        }
+        let copies = Copies { mask, group: [0; LANES], number: 0, from, to, size, taken };
         context.pending.issue(context.first_thread / LANES, copies);
         Ok(())
     }
@@ -185,7 +189,7 @@ impl Copy {
         let at = Where::In(Space::Global);
         let whole = mask & mask_of(|lane| taken[lane] as usize == self.size);
         if whole != 0 {
-            context.locate(whole, at, from, self.size, Access::Load)?;
+            context.locate(whole, at, from, self.size, Access::LOAD)?;
         }
         for lane in lanes(mask & !whole) {
             // The source is a multiple of the size, so that its parts are aligned from the greatest to the least.
@@ -194,7 +198,7 @@ impl Copy {
                 if taken[lane] & part != 0 {
                     let mut addresses = [0; LANES];
                     addresses[lane] = from[lane] + u64::from(done);
-                    context.locate(1 << lane, at, &addresses, part.into(), Access::Load)?;
+                    context.locate(1 << lane, at, &addresses, part.into(), Access::LOAD)?;
                     done += part;
                 }
             }
@@ -204,36 +208,24 @@ impl Copy {
 }
 
 impl Copies {
-    /// Carries out those of `mask`, in the name of the warp that issued them.
-    pub(super) fn land(&self, context: &mut Context<'_>, warp: usize, mask: u32) -> Result<(), Fault> {
-        let mut values = [[0; WIDEST]; LANES];
+    /// Carries out those of `mask`; `by_engine` if an mbarrier tells of it.
+    pub(super) fn land(&self, context: &mut Context<'_>, mask: u32, by_engine: bool) {
         for lane in lanes(mask) {
-            let count = usize::from(self.taken[lane]).min(WIDEST);
-            let from = self.from[lane] as *const u8;
-            // SAFETY: so many bytes at this address were checked when the copy was issued, in this launch, which holds
-            // all memory that was allocated when it began; a value has room for them.
-            unsafe { std::ptr::copy_nonoverlapping(from, values[lane].as_mut_ptr(), count) };
+            let mut bytes = [0; 16];
+            read_global(self.from[lane], &mut bytes[..self.taken[lane].into()]);
+            context.block.land_copy(self.to[lane], self.size, by_engine);
+            write_shared(context, self.to[lane], &bytes[..self.size]);
         }
-        on_behalf(context, warp, self.pc, |context| {
-            for lane in lanes(mask) {
-                context.landed(lane, self.to[lane], self.size);
-            }
-            context.store(mask, Where::In(Space::Shared), &self.to, self.size, &values)
-        })
     }
 }
 
 impl Group {
     /// Executes it.
-    ///
-    /// # Errors
-    /// As for [`Copies::land`]: none that was not found when the copies were issued.
-    pub fn execute(&self, context: &mut Context<'_>, mask: u32) -> Result<(), Fault> {
+    pub fn execute(&self, context: &mut Context<'_>, mask: u32) {
         match *self {
             Self::Commit => context.pending.commit(context.first_thread / LANES, mask),
-            Self::Wait(wait) => pending::wait(context, mask, wait)?,
+            Self::Wait(wait) => pending::wait(context, mask, wait),
         }
-        Ok(())
     }
 }
 
@@ -248,7 +240,7 @@ impl ArriveAfterCopies {
         while rest != 0 {
             let offset = offsets[rest.trailing_zeros() as usize];
             let same = rest & mask_of(|lane| offsets[lane] == offset);
-            super::barrier::expect_arrivals(context, same, offset, self.extra)?;
+            super::barrier::announce(context, same, offset, self.extra)?;
             context.pending.signal_arrival(offset, context.first_thread / LANES, context.pc, same);
             rest &= !same;
         }

@@ -80,7 +80,7 @@ impl Op {
     pub fn execute(&self, context: &mut Context<'_>, mask: u32) -> Result<Flow, Fault> {
         match self {
             Self::Copy(op) => op.execute(context, mask)?,
-            Self::Group(op) => op.execute(context, mask)?,
+            Self::Group(op) => op.execute(context, mask),
             Self::ArriveAfterCopies(op) => op.execute(context, mask)?,
             Self::Barrier(op) => return op.execute(context, mask),
             Self::Bulk(op) => op.execute(context, mask)?,

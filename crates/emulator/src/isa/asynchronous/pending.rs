@@ -127,31 +127,32 @@ impl Pending {
 }
 
 /// Carries out copies of the warp that executes: those that `wait` covers.
-pub(super) fn wait(context: &mut Context<'_>, mask: u32, wait: Wait) -> Result<(), Fault> {
+pub(super) fn wait(context: &mut Context<'_>, mask: u32, wait: Wait) {
     let index = context.first_thread / LANES;
-    let Some(warp) = context.pending.warps.get(index) else { return Ok(()) };
+    let Some(warp) = context.pending.warps.get(index) else { return };
     let limits: [u32; LANES] = match wait {
         Wait::All => [u32::MAX; LANES],
         Wait::Groups(allowed) => warp.group.map(|open| open.saturating_sub(allowed)),
     };
-    land(context, index, mask, |copies, lane| copies.group[lane] < limits[lane])
+    land(context, index, mask, false, |copies, lane| copies.group[lane] < limits[lane]);
 }
 
-/// Carries out those copies of a warp, in the order of issue, for whose lanes in `mask` `due` holds.
+/// Carries out those copies of a warp, in the order of issue, for whose lanes in `mask` `due` holds; `by_engine` if an
+/// mbarrier tells of it.
 fn land(
     context: &mut Context<'_>,
     index: usize,
     mask: u32,
+    by_engine: bool,
     due: impl Fn(&Copies, usize) -> bool,
-) -> Result<(), Fault> {
-    let Some(warp) = context.pending.warps.get_mut(index) else { return Ok(()) };
+) {
+    let Some(warp) = context.pending.warps.get_mut(index) else { return };
     let mut list = std::mem::take(&mut warp.copies);
-    let mut result = Ok(());
     for copies in &mut list {
         let landing = mask & copies.mask & mask_of(|lane| due(copies, lane));
         if landing != 0 {
             copies.mask &= !landing;
-            result = result.and(copies.land(context, index, landing));
+            copies.land(context, landing, by_engine);
         }
     }
     list.retain(|copies| copies.mask != 0);
@@ -159,7 +160,6 @@ fn land(
     if let Some(warp) = context.pending.warps.get_mut(index) {
         warp.copies = list;
     }
-    result
 }
 
 /// Carries out bulk copies of the warp that executes: all but those of the last `allowed` bulk groups.
@@ -193,12 +193,12 @@ pub(super) fn settle(context: &mut Context<'_>, barrier: u64) -> Result<(), Faul
     for Signal { warp, pc, action, .. } in due {
         super::on_behalf(context, warp, pc, |context| match action {
             Action::Arrive { mask, before } => {
-                land(context, warp, mask, |copies, _| copies.number < before)?;
-                barrier::arrive(context, mask, barrier)
+                land(context, warp, mask, true, |copies, _| copies.number < before);
+                barrier::signal(context, mask, barrier, barrier::Signal::Arrival)
             }
             Action::Transfer(transfer) => {
                 transfer.carry_out(context)?;
-                barrier::complete(context, transfer.lane, barrier, transfer.bytes())
+                barrier::signal(context, 1 << transfer.lane, barrier, barrier::Signal::Bytes(transfer.bytes()))
             }
         })?;
     }

@@ -122,12 +122,12 @@ impl Tile {
     }
 
     /// Copies it into shared memory.
-    pub(super) fn carry_in(&self, context: &mut Context<'_>, lane: usize) {
+    pub(super) fn carry_in(&self, context: &mut Context<'_>) {
         let mut bytes = vec![0; self.bytes()];
         for Run { offset, address, size } in self.runs() {
             read_global(address, &mut bytes[offset..offset + size]);
         }
-        context.landed(lane, self.shared, bytes.len());
+        context.block.land_copy(self.shared, bytes.len(), true);
         for (number, piece) in bytes.chunks(16).enumerate() {
             write_shared(context, self.map.swizzle.apply(self.shared + 16 * number as u64), piece);
         }
@@ -139,6 +139,7 @@ impl Tile {
         for (number, piece) in bytes.chunks_mut(16).enumerate() {
             read_shared(context, self.map.swizzle.apply(self.shared + 16 * number as u64), piece);
         }
+        context.block.land_copy(self.shared, bytes.len(), false);
         self.runs().into_iter().try_for_each(|Run { offset, address, size }| {
             write_global(context, lane, address, &bytes[offset..offset + size])
         })
