@@ -6,6 +6,8 @@ mod body;
 mod constant;
 mod function;
 mod operand;
+#[cfg(test)]
+mod tests;
 mod variable;
 
 use super::ast::{Function, Module, Operand, Space, Statement, Target};

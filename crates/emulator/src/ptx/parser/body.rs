@@ -79,17 +79,15 @@ impl Parser<'_> {
         let mut names = Vec::new();
         loop {
             let name = self.word("a register")?;
-            let count: usize = match self.take("<")? {
-                true => self.number()?,
-                false => 1,
-            };
+            let numbered = self.take("<")?;
+            let count: usize = if numbered { self.number()? } else { 1 };
             let Some(left) = self.registers.checked_sub(count) else {
                 let what = format!("{count} registers {name}, more than a module of this length can use");
                 return Err(self.excessive(what));
             };
             self.registers = left;
-            if let Token::Symbol(">") = self.token {
-                self.advance()?;
+            if numbered {
+                self.expect(">")?;
                 names.extend((0..count).map(|index| format!("{name}{index}")));
             } else {
                 names.push(name.to_owned());

@@ -165,12 +165,13 @@ impl<'a> Parser<'a> {
 
     /// Bytes of a variable of this shape; `None` without a first dimension.
     pub(super) fn declared_size(&self, kind: &Kind, dimensions: &[Option<usize>]) -> Result<Option<usize>> {
-        let mut size = Some(kind.ty.size() * kind.lanes);
-        for &dimension in dimensions.iter().rev() {
-            let Some(extent) = dimension else { return Ok(None) };
-            size = size.and_then(|size| size.checked_mul(extent)).filter(|&size| size <= LARGEST);
+        let open = dimensions.first() == Some(&None);
+        let element = kind.ty.size() * kind.lanes;
+        let size = dimensions.iter().flatten().try_fold(element, |size, extent| size.checked_mul(*extent));
+        match size.filter(|&size| size <= LARGEST) {
+            Some(size) => Ok((!open).then_some(size)),
+            None => Err(self.excessive("a variable of more than 2^40 bytes")),
         }
-        size.map(Some).ok_or_else(|| self.excessive("a variable of more than 2^40 bytes"))
     }
 
     /// A value, or values in braces for a shape of which dimensions before the first are done.
@@ -207,7 +208,7 @@ impl<'a> Parser<'a> {
                 }
                 self.advance()?;
                 self.nested(|parser| parser.braced(initial, inner, at))?;
-                at += part;
+                at = at.saturating_add(part);
             } else {
                 at = self.element(initial, at)?;
             }
