@@ -2,6 +2,7 @@
 //! cores of the host.
 
 pub mod context;
+pub mod launch;
 pub mod registers;
 
 use serde::{Deserialize, Serialize};
