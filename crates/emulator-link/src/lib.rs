@@ -57,6 +57,11 @@ pub type Enqueue =
 struct Driver {
     enqueue: Enqueue,
     current_device: unsafe extern "C" fn(*mut c_int) -> u32,
+    current_context: unsafe extern "C" fn(*mut u64) -> u32,
+    push_context: unsafe extern "C" fn(u64) -> u32,
+    pop_context: unsafe extern "C" fn(*mut u64) -> u32,
+    retain: unsafe extern "C" fn(*mut u64, c_int) -> u32,
+    release: unsafe extern "C" fn(c_int) -> u32,
 }
 
 /// Whether a piece of work is done, or waits for something that is not.
@@ -66,6 +71,8 @@ pub enum Progress {
     Done,
     /// To be asked again.
     Waiting,
+    /// It cannot be done: a CUresult, which becomes the error of the stream's context.
+    Failed(u32),
 }
 
 fn driver() -> Option<&'static Driver> {
@@ -84,14 +91,27 @@ fn find() -> Option<Driver> {
         let address = unsafe { libc::dlsym(library, name.as_ptr()) };
         (!address.is_null()).then_some(address)
     };
-    let (enqueue, device) = (symbol(c"emulator_enqueue")?, symbol(c"cuCtxGetDevice")?);
-    // SAFETY: the emulated driver, which alone exports `emulator_enqueue`, declares both functions with these types.
-    Some(unsafe {
-        Driver {
-            enqueue: std::mem::transmute::<*mut c_void, Enqueue>(enqueue),
-            current_device: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_int) -> u32>(device),
-        }
-    })
+    /// A function at an address.
+    ///
+    /// # Safety
+    /// There is one, of this type.
+    unsafe fn function<F: Copy>(address: *mut c_void) -> F {
+        const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
+        // SAFETY: as the caller promises.
+        unsafe { std::mem::transmute_copy(&address) }
+    }
+    // SAFETY: the emulated driver, which alone exports `emulator_enqueue`, declares these functions with these types.
+    unsafe {
+        Some(Driver {
+            enqueue: function(symbol(c"emulator_enqueue")?),
+            current_device: function(symbol(c"cuCtxGetDevice")?),
+            current_context: function(symbol(c"cuCtxGetCurrent")?),
+            push_context: function(symbol(c"cuCtxPushCurrent_v2")?),
+            pop_context: function(symbol(c"cuCtxPopCurrent_v2")?),
+            retain: function(symbol(c"cuDevicePrimaryCtxRetain")?),
+            release: function(symbol(c"cuDevicePrimaryCtxRelease_v2")?),
+        })
+    }
 }
 
 /// Whether the emulated driver is loaded in this process.
@@ -111,6 +131,55 @@ pub fn current_device() -> Result<i32, u32> {
         0 => Ok(device),
         code => Err(code),
     }
+}
+
+fn checked(code: u32) -> Result<(), u32> {
+    if code == 0 { Ok(()) } else { Err(code) }
+}
+
+/// The calling thread's context, 0 if there is none.
+///
+/// # Errors
+/// The CUresult.
+pub fn current_context() -> Result<u64, u32> {
+    let driver = driver().ok_or(UNKNOWN)?;
+    let mut context = 0;
+    // SAFETY: the pointer is to a handle of our own.
+    checked(unsafe { (driver.current_context)(&raw mut context) }).map(|()| context)
+}
+
+/// Does something while a context is current.
+///
+/// # Errors
+/// The CUresult, if the context does not exist.
+pub fn in_context<T>(context: u64, body: impl FnOnce() -> T) -> Result<T, u32> {
+    let driver = driver().ok_or(UNKNOWN)?;
+    // SAFETY: any number may be given as a handle to the emulated driver.
+    checked(unsafe { (driver.push_context)(context) })?;
+    let result = body();
+    let mut popped = 0;
+    // SAFETY: the pointer is to a handle of our own.
+    checked(unsafe { (driver.pop_context)(&raw mut popped) }).map(|()| result)
+}
+
+/// Retains the primary context of a device.
+///
+/// # Errors
+/// The CUresult.
+pub fn retain(device: i32) -> Result<u64, u32> {
+    let driver = driver().ok_or(UNKNOWN)?;
+    let mut context = 0;
+    // SAFETY: the pointer is to a handle of our own.
+    checked(unsafe { (driver.retain)(&raw mut context, device) }).map(|()| context)
+}
+
+/// Releases the primary context of a device.
+///
+/// # Errors
+/// The CUresult.
+pub fn release(device: i32) -> Result<(), u32> {
+    // SAFETY: any number may be given as a device to the emulated driver.
+    checked(unsafe { (driver().ok_or(UNKNOWN)?.release)(device) })
 }
 
 type Job = Box<dyn FnMut() -> Progress + Send>;
@@ -151,6 +220,7 @@ unsafe extern "C" fn perform(data: *mut c_void, action: u32) -> u32 {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)) {
         Ok(Progress::Done) => 0,
         Ok(Progress::Waiting) => NOT_READY,
+        Ok(Progress::Failed(code)) => code,
         Err(_) => UNKNOWN,
     }
 }

@@ -146,7 +146,7 @@ impl Driver {
         let copy = Copy { from, to, from_managed, to_managed, shape, staged };
         let (state, clock) = self.enqueue(state, &target, name, Work::Copy(copy));
         if wait {
-            self.wait_for(state, &clock, target.context)?;
+            drop(self.wait_for(state, &clock, target.context)?);
         }
         Ok(())
     }
@@ -200,7 +200,7 @@ impl Driver {
         }
         let bytes = width.checked_mul(size).ok_or_else(|| invalid("the size overflows"))?;
         self.place(&state, Side::Device(address), extent(bytes, height, pitch)?)?;
-        self.enqueue(state, &target, name, Work::Fill(Fill { address, value, size, width, height, pitch }));
+        self.submit(state, &target, name, Work::Fill(Fill { address, value, size, width, height, pitch }));
         Ok(())
     }
 

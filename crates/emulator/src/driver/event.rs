@@ -62,7 +62,7 @@ impl Driver {
         if let Some(event) = state.events.get_mut(&handle) {
             event.record = Some(Record { clock, line: target.line, sequence, time: None });
         }
-        self.enqueue(state, &target, "event record", Work::Record(handle));
+        self.submit(state, &target, "event record", Work::Record(handle));
         Ok(())
     }
 

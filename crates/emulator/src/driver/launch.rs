@@ -90,7 +90,7 @@ impl Driver {
             cooperative: request.cooperative,
             number: state.launches,
         };
-        self.enqueue(state, &target, &format!("kernel {name}"), Work::Launch(Box::new(prepared)));
+        self.submit(state, &target, &format!("kernel {name}"), Work::Launch(Box::new(prepared)));
         Ok(())
     }
 
@@ -191,7 +191,6 @@ impl Driver {
     /// Runs an operation.
     pub(crate) fn execute(&self, surroundings: &Surroundings, stamp: &Stamp, work: Work) -> Outcome {
         match work {
-            Work::Nothing => Outcome::Done,
             Work::Copy(copy) => self.run_copy(stamp, copy),
             Work::Fill(fill) => self.run_fill(stamp, fill),
             Work::Launch(launch) => self.run_launch(surroundings, stamp, &launch),

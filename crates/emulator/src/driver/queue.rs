@@ -29,8 +29,6 @@ pub(crate) fn join(clock: &mut Clock, other: &[u32]) {
 
 /// What an operation does.
 pub(crate) enum Work {
-    /// Nothing: a place in the order.
-    Nothing,
     Copy(super::copy::Copy),
     Fill(super::copy::Fill),
     Launch(Box<super::launch::Prepared>),
@@ -210,15 +208,16 @@ impl Driver {
         state.queue.lines[line].running = true;
         // After an error nothing of its context is carried out any more.
         let failed = state.contexts.get(&context).is_none_or(|context| context.error.is_some());
-        let launch = self.surroundings(&state, context);
+        let surroundings = self.surroundings(&state, context);
+        // What happens from here on may be what the operation waits for.
+        let progress = state.queue.progress;
         drop(state);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match failed {
             true => self.skip(work),
-            false => self.execute(&launch, &stamp, work),
+            false => self.execute(&surroundings, &stamp, work),
         }))
         .unwrap_or(Outcome::Failed(Code::UNKNOWN));
         let mut state = self.lock();
-        let progress = state.queue.progress;
         let own = &mut state.queue.lines[line];
         own.running = false;
         if let Outcome::Waiting(work) = outcome {
@@ -304,6 +303,11 @@ impl Driver {
         }
         self.changed.notify_all();
         (state, known)
+    }
+
+    /// [`Driver::enqueue`] for operations that nobody waits for.
+    pub(crate) fn submit(&self, state: Guard<'_>, stream: &super::stream::Target, label: &str, work: Work) {
+        drop(self.enqueue(state, stream, label, work));
     }
 
     fn skip(&self, work: Work) -> Outcome {

@@ -101,7 +101,7 @@ impl Driver {
         if !found || !state.freeing.insert(address) {
             return Err(self.not_freeable(address));
         }
-        self.enqueue(state, &target, "cuMemFreeAsync", Work::Free(address));
+        self.submit(state, &target, "cuMemFreeAsync", Work::Free(address));
         Ok(())
     }
 

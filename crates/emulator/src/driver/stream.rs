@@ -192,7 +192,7 @@ impl Driver {
     pub(crate) fn launch_host(&self, handle: Handle, function: HostFunction) -> Answer {
         let mut state = self.lock();
         let target = state.stream(handle)?;
-        self.enqueue(state, &target, "host function", Work::Host(function));
+        self.submit(state, &target, "host function", Work::Host(function));
         Ok(())
     }
 
@@ -200,7 +200,7 @@ impl Driver {
     pub(crate) fn enqueue_external(&self, handle: Handle, label: &str, external: External) -> Answer {
         let mut state = self.lock();
         let target = state.stream(handle)?;
-        self.enqueue(state, &target, label, Work::External(external));
+        self.submit(state, &target, label, Work::External(external));
         Ok(())
     }
 
