@@ -4,9 +4,13 @@
 //! In the order of the data flow: [`ptx`] takes the text apart, [`program`] turns a kernel into a flat list of operations,
 //! [`isa`] knows what each of them does, [`machine`] runs them.
 
+pub mod api;
 pub mod check;
+pub mod driver;
 pub mod isa;
+pub mod loader;
 pub mod machine;
+pub mod memory;
 pub mod options;
 pub mod profile;
 pub mod program;

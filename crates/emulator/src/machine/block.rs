@@ -297,18 +297,18 @@ impl<'a> ThreadBlock<'a> {
                     }
                 };
                 if let Some(counters) = &mut self.memory.counters {
-                    counters.executed(pc, active);
+                    counters.execute(pc as u32, active);
                 }
                 match &step.op {
                     Op::Control(control::Op::Branch(target)) => {
+                        if let Some(counters) = &mut self.memory.counters {
+                            counters.branch(pc as u32, active != mask && active != 0);
+                        }
                         if active == mask {
                             pc = *target;
                         } else if active == 0 {
                             pc += 1;
                         } else {
-                            if let Some(counters) = &mut self.memory.counters {
-                                counters.diverged(pc);
-                            }
                             warp.groups[chosen] = Group { pc: pc + 1, mask: mask & !active, wait: Wait::Nothing };
                             warp.groups.push(Group { pc: *target, mask: active, wait: Wait::Nothing });
                             continue 'groups;
@@ -460,6 +460,9 @@ impl<'a> ThreadBlock<'a> {
         let arrival = Arrival { warp: index, lanes: active, gone, holds, pc, waits, aligned, count };
         self.barriers.arrive(number, arrival).map_err(|(kind, message)| Fault::lane(kind, lane, message))?;
         self.memory.arrive(number, index, active, waits);
+        if let Some(counters) = &mut self.memory.counters {
+            counters.barrier(pc as u32);
+        }
         let warp = &mut self.warps[index];
         if waits {
             warp.groups[chosen] = Group { pc, mask: active, wait: Wait::Barrier(number) };

@@ -157,10 +157,11 @@ impl Context<'_> {
             }
         }
         if let Some(counters) = &mut self.block.counters {
+            let (pc, store) = (self.pc as u32, access.writes());
             match space {
-                Space::Global => counters.global(self.pc, mask, addresses, size, access.writes()),
-                Space::Shared => counters.shared(self.pc, mask, addresses, size),
-                Space::Local => counters.local(self.pc, mask, size, access.writes()),
+                Space::Global => counters.global(pc, mask, addresses, size, store),
+                Space::Shared => counters.shared(pc, mask, addresses, size, store),
+                Space::Local => counters.local(pc, mask, size, store),
                 Space::Constant | Space::Parameter => {}
             }
         }

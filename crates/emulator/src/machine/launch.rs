@@ -10,7 +10,7 @@ use crate::check::global;
 use crate::check::order::Stamp;
 use crate::memory::{Memory, Snapshot};
 use crate::options::Options;
-use crate::profile::{Counters, Profile};
+use crate::profile::{Counters, Geometry, Profile};
 use crate::program::Program;
 use crate::report::{Finding, Findings, Kind, ThreadId};
 use std::collections::VecDeque;
@@ -188,7 +188,19 @@ pub fn run(launch: &Launch<'_>, memory: &Memory, findings: &Findings) -> Result<
         all.merge(&counters);
         all
     });
-    Ok(merged.map(|counters| Profile::new(launch.program, launch.grid, launch.block, launch.shared(), &counters)))
+    let program = launch.program;
+    let geometry = Geometry {
+        kernel: program.name.clone(),
+        grid: launch.grid,
+        block: launch.block,
+        shared: launch.shared(),
+        registers: None,
+    };
+    let instruction = |pc: u32| {
+        let pc = pc as usize;
+        (program.places[pc].clone(), program.steps[pc].op.class())
+    };
+    Ok(merged.map(|counters| Profile::new(geometry, &counters, instruction)))
 }
 
 /// A thread of the host that runs blocks.

@@ -61,7 +61,7 @@ impl BlockMemory {
         self.number = number;
         self.last_allocation = usize::MAX;
         if let Some(counters) = &mut self.counters {
-            counters.reset();
+            *counters = Counters::new(counters.lines().len());
         }
         if let Some(initialized) = &mut self.initialized {
             initialized.reset();

@@ -170,7 +170,8 @@ impl Copy {
             context.in_flight(lane, to[lane], size);
         }
         if let Some(counters) = &mut context.block.counters {
-            counters.shared(context.pc, mask, &to, size);
+            counters.shared(context.pc as u32, mask, &to, size, true);
+            counters.asynchronous(context.pc as u32, u64::from(mask.count_ones()) * size as u64);
         }
         let copies = Copies { mask, group: [0; LANES], number: 0, from, to, size, taken };
         context.pending.issue(context.first_thread / LANES, copies);
