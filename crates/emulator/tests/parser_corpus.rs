@@ -60,7 +60,6 @@ fn check_lines(module: &Module, text: &str) -> usize {
 fn accepted_texts_parse() {
     for (name, text) in ACCEPTED.iter() {
         let module = parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
-        // As many instructions as there are lines, or parts of lines, that end in a semicolon and are nothing else.
         assert!(check_lines(&module, text) > 0, "{name} has no instruction");
         assert!(module.functions.iter().any(|function| function.is_entry), "{name} has no kernel");
     }

@@ -1,6 +1,6 @@
 //! Variables: alignment, shape, and the bytes and addresses that they begin with.
 
-use super::constant::Constant;
+use super::constant::{self, Constant};
 use super::{Linking, Parser, Result};
 use crate::ptx::ast::{Space, Type, Variable};
 use crate::ptx::lexer::Token;
@@ -117,13 +117,11 @@ impl<'a> Parser<'a> {
     }
 
     fn alignment(&mut self) -> Result<usize> {
-        match self.token {
-            Token::Number(_) => {
-                let before = self.unexpected("a power of two up to 2^20");
-                let align: usize = self.number()?;
-                if align.is_power_of_two() && align <= COARSEST { Ok(align) } else { Err(before) }
-            }
-            _ => Err(self.unexpected("an alignment")),
+        let literal = if let Token::Number(text) = self.token { constant::literal(text) } else { None };
+        let align = literal.and_then(Constant::unsigned).and_then(|align| usize::try_from(align).ok());
+        match align.filter(|align| align.is_power_of_two() && *align <= COARSEST) {
+            Some(align) => self.advance().map(|_| align),
+            None => Err(self.unexpected("an alignment, a power of two up to 2^20")),
         }
     }
 
