@@ -152,7 +152,9 @@ impl Clocks {
     /// Whether what `other` did at `clock` is ordered before what `thread` does now.
     pub fn knows(&self, thread: u32, other: u32, clock: u32) -> bool {
         let knowledge = self.knowledge(thread);
-        thread == other || (other < self.engine() && clock <= knowledge.floor) || clock <= knowledge.frontier.clock(other)
+        thread == other
+            || (other < self.engine() && clock <= knowledge.floor)
+            || clock <= knowledge.frontier.clock(other)
     }
 
     /// A warp's lanes that there are.
@@ -365,14 +367,7 @@ impl Clocks {
     }
 
     /// The reading half of a strong access: acquires at once, or remembers what a fence may acquire.
-    fn read(
-        &mut self,
-        thread: u32,
-        address: (bool, u64),
-        read: Option<(Arc<Log>, usize)>,
-        order: Order,
-        wide: bool,
-    ) {
+    fn read(&mut self, thread: u32, address: (bool, u64), read: Option<(Arc<Log>, usize)>, order: Order, wide: bool) {
         let read = read.map(|(log, length)| Pending { address, log, length });
         if order.acquires() {
             // A relaxed read followed by an acquiring one of the same location is an acquire pattern as well.

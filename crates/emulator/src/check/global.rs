@@ -137,9 +137,9 @@ impl Before<'_> {
             return Some((own, thread));
         }
         let others = self.others(earlier);
-        others.into_iter().find(|&(block, thread)| {
-            self.lanes().any(|me| !self.foreign(me, block, thread, earlier.clock))
-        })
+        others
+            .into_iter()
+            .find(|&(block, thread)| self.lanes().any(|me| !self.foreign(me, block, thread, earlier.clock)))
     }
 
     fn has(&self, earlier: &Entry, block: u32) -> bool {
@@ -159,16 +159,25 @@ impl Orders for Before<'_> {
         self.unordered_at(earlier).map(|(_, thread)| thread)
     }
 
-    fn some_ordered(&self, earlier: &Entry) -> bool {
+    fn ignorant(&self, earlier: &Entry) -> u32 {
         if self.other_operation(earlier) {
-            return self.launch.stamp.follows(earlier.stream, earlier.sequence);
+            let ordered = self.launch.stamp.follows(earlier.stream, earlier.sequence);
+            return if ordered { 0 } else { self.within.lanes };
         }
-        let own = self.within.clocks.block();
-        if self.has(earlier, own) && self.within.some_ordered(earlier) {
-            return true;
-        }
+        let own = if self.has(earlier, self.within.clocks.block()) { self.within.ignorant(earlier) } else { 0 };
         let others = self.others(earlier);
-        self.lanes().all(|me| others.iter().any(|&(block, thread)| self.foreign(me, block, thread, earlier.clock)))
+        let misses = |me| others.iter().any(|&(block, thread)| !self.foreign(me, block, thread, earlier.clock));
+        own | self.within.lanes_where(misses)
+    }
+
+    fn aware(&self, earlier: &Entry) -> u32 {
+        if self.other_operation(earlier) {
+            return self.within.lanes & !self.ignorant(earlier);
+        }
+        let own = if self.has(earlier, self.within.clocks.block()) { self.within.aware(earlier) } else { 0 };
+        let others = self.others(earlier);
+        let knows = |me| others.iter().any(|&(block, thread)| self.foreign(me, block, thread, earlier.clock));
+        own | self.within.lanes_where(knows)
     }
 
     fn crowd(&self, earlier: &mut Entry, new: &Entry) -> bool {
@@ -196,8 +205,12 @@ impl Orders for BeforeDriver<'_> {
         (!self.0.follows(earlier.stream, earlier.sequence)).then(|| threads(earlier, 0).next().unwrap_or(0))
     }
 
-    fn some_ordered(&self, earlier: &Entry) -> bool {
-        self.unordered(earlier).is_none()
+    fn ignorant(&self, earlier: &Entry) -> u32 {
+        u32::from(self.unordered(earlier).is_some())
+    }
+
+    fn aware(&self, earlier: &Entry) -> u32 {
+        u32::from(self.unordered(earlier).is_none())
     }
 }
 
