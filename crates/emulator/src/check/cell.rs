@@ -4,6 +4,7 @@
 //! whoever is ordered after the later one is then ordered after it too. What is kept is in the order of time.
 
 use super::clocks::{Clocks, Order, Scope, Touch};
+use crate::machine::registers::lanes;
 
 /// What an access is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,7 +165,7 @@ pub(super) struct Within<'a> {
 }
 
 fn bits(mask: u32) -> impl Iterator<Item = u32> {
-    (0..32).filter(move |bit| mask >> bit & 1 == 1)
+    lanes(mask).map(|bit| bit as u32)
 }
 
 impl Within<'_> {
@@ -189,6 +190,10 @@ pub(super) fn threads(entry: &Entry, engine: u32) -> impl Iterator<Item = u32> {
 impl Orders for Within<'_> {
     fn unordered(&self, earlier: &Entry) -> Option<u32> {
         let clocks = self.clocks;
+        let alone = self.lanes.is_power_of_two() && earlier.kind & (ENGINE | DRIVER) == 0;
+        if alone && (earlier.warps, earlier.lanes) == (1 << self.warp, self.lanes) {
+            return None;
+        }
         if let Some(all) = clocks.together(self.warp)
             && earlier.kind & ENGINE == 0
             && earlier.clock <= all.floor
@@ -220,6 +225,7 @@ pub(super) struct Cell {
     /// The first two; empty ones have no bytes.
     first: [Entry; 2],
     /// The others.
+    #[expect(clippy::box_collection, reason = "most cells have none, and there is one for each word: 8 bytes, not 24")]
     more: Option<Box<Vec<Entry>>>,
 }
 
@@ -295,7 +301,7 @@ impl Cell {
             }
         }
         let (mut kept, mut overwritten) = (0, 0);
-        for (entry, fate) in self.slots().zip(fates) {
+        for (entry, fate) in self.slots().zip(&fates) {
             let before = *entry;
             match fate {
                 Fate::Stays => {}

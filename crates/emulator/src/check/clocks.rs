@@ -3,7 +3,7 @@
 //! A thread block has one clock. It advances whenever a thread lets others know what it did so far (at barriers, fences
 //! and releases), so an access is named by its thread and the clock at its time, and what a thread knows of another one
 //! is a clock: everything that the other did up to it is ordered before. This is a full vector clock, exactly; that
-//! threads which synchronize together know the same keeps it small (see [`Frontier`]).
+//! threads which synchronize together know the same keeps it small.
 //!
 //! Only what the ISA says orders memory: barriers, `bar.warp.sync`, fences and strong accesses by the patterns of the
 //! memory consistency model, mbarriers. Shuffles, votes and matrix instructions do not. The order of `fence.sc`

@@ -17,7 +17,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What operations are called, for messages; the oldest are forgotten.
 #[derive(Debug, Default)]
 pub struct Labels {
-    names: Mutex<(HashMap<(u32, u32), Arc<str>>, VecDeque<(u32, u32)>)>,
+    names: Mutex<Names>,
+}
+
+/// The labels by stream and sequence, and the order in which they came.
+#[derive(Debug, Default)]
+struct Names {
+    labels: HashMap<(u32, u32), Arc<str>>,
+    order: VecDeque<(u32, u32)>,
 }
 
 /// How many operations keep their labels.
@@ -28,19 +35,19 @@ impl Labels {
     pub fn add(&self, stamp: &Stamp) {
         let mut names = locked(&self.names);
         let key = (stamp.stream, stamp.sequence);
-        if names.0.insert(key, Arc::clone(&stamp.label)).is_none() {
-            names.1.push_back(key);
+        if names.labels.insert(key, Arc::clone(&stamp.label)).is_none() {
+            names.order.push_back(key);
         }
-        if names.1.len() > LABELS
-            && let Some(oldest) = names.1.pop_front()
+        if names.order.len() > LABELS
+            && let Some(oldest) = names.order.pop_front()
         {
-            names.0.remove(&oldest);
+            names.labels.remove(&oldest);
         }
     }
 
     fn get(&self, stream: u32, sequence: u32) -> Arc<str> {
         let names = locked(&self.names);
-        names.0.get(&(stream, sequence)).map_or_else(|| "an earlier operation".into(), Arc::clone)
+        names.labels.get(&(stream, sequence)).map_or_else(|| "an earlier operation".into(), Arc::clone)
     }
 }
 
@@ -252,8 +259,11 @@ impl Page {
 pub struct Shadow {
     base: u64,
     bytes: usize,
-    groups: Vec<OnceLock<Box<[Mutex<Page>]>>>,
+    groups: Vec<OnceLock<Pages>>,
 }
+
+/// Neighbouring pages, each locked while a thread block accesses it.
+type Pages = Box<[Mutex<Page>]>;
 
 impl Shadow {
     /// The shadow of the `bytes` at the address `base`.
