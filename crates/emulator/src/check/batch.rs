@@ -1,6 +1,7 @@
 //! The accesses of a warp in one instruction, word by word, and what is said of one that races.
 
 use super::cell::Access;
+use super::clocks::Touch;
 use crate::machine::context::LaneBytes;
 use std::fmt;
 use std::sync::Arc;
@@ -115,14 +116,16 @@ impl Batch<'_> {
         (0..32).filter(move |lane| mask >> lane & 1 == 1)
     }
 
-    /// The words that the lanes access, each once for all lanes that access the same bytes of it.
+    /// The words that the lanes access, each once for all lanes that access the same bytes of it. Atomics of several
+    /// lanes happen one after another, in the order of lanes: each sees those before it, and is a group of its own.
     pub(super) fn groups(&self, out: &mut Vec<Group>) {
         out.clear();
         if self.mask == 0 {
             return;
         }
         let first = self.offsets[self.mask.trailing_zeros() as usize];
-        if self.lanes().all(|lane| self.offsets[lane] == first) {
+        let updates = self.access.touch == Touch::Update;
+        if !updates && self.lanes().all(|lane| self.offsets[lane] == first) {
             words(first, self.size, |word, bytes| out.push(Group { word, bytes, lanes: self.mask }));
             return;
         }
@@ -134,9 +137,9 @@ impl Batch<'_> {
             });
         }
         if !sorted {
-            out.sort_unstable_by_key(|group| (group.word, group.bytes));
+            out.sort_unstable_by_key(|group| (group.word, group.bytes, group.lanes));
             out.dedup_by(|group, kept| {
-                let same = (group.word, group.bytes) == (kept.word, kept.bytes);
+                let same = !updates && (group.word, group.bytes) == (kept.word, kept.bytes);
                 kept.lanes |= if same { group.lanes } else { 0 };
                 same
             });
@@ -188,9 +191,10 @@ mod tests {
         assert_eq!(groups(u32::MAX, 4, |_| 8), [(2, 15, u32::MAX)]);
         assert_eq!(groups(0b111, 8, |lane| 8 * lane as u64).len(), 6);
         assert_eq!(groups(0b1111, 2, |lane| [2, 0, 2, 4][lane % 4]), [(0, 3, 2), (0, 12, 5), (1, 3, 8)]);
-        assert_eq!(groups(0b11, 32, |lane| 16 * lane as u64).iter().map(|g| g.2).collect::<Vec<_>>(), [
-            1, 1, 1, 1, 3, 3, 3, 3, 2, 2, 2, 2
-        ]);
+        assert_eq!(
+            groups(0b11, 32, |lane| 16 * lane as u64).iter().map(|g| g.2).collect::<Vec<_>>(),
+            [1, 1, 1, 1, 3, 3, 3, 3, 2, 2, 2, 2]
+        );
         assert_eq!(groups(0, 4, |_| 8), []);
     }
 

@@ -4,6 +4,7 @@
 //! whoever is ordered after the later one is then ordered after it too. What is kept is in the order of time.
 
 use super::clocks::{Clocks, Order, Scope, Touch};
+use crate::machine::registers::lanes;
 
 /// What an access is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,9 @@ pub(super) const ENGINE: u8 = 16;
 /// By the driver: a copy or a memset.
 pub(super) const DRIVER: u8 = 32;
 
+/// A plain write came before it that is not kept any more: what was there before that, it did not see.
+const RESETS: u8 = 64;
+
 /// Accesses of the same kind by the same instruction at the same clock, by all `lanes` of all `warps`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct Entry {
@@ -83,6 +87,11 @@ pub(super) const CROWD: u32 = 1 << 31;
 impl Entry {
     pub(super) fn writes(&self) -> bool {
         self.kind & WRITE != 0
+    }
+
+    /// Whether neither it nor what comes after saw the writes before it.
+    fn overwrites(&self) -> bool {
+        self.kind & (READ | WRITE) == WRITE || self.kind & RESETS != 0
     }
 
     fn strong(&self) -> bool {
@@ -145,8 +154,11 @@ pub(super) trait Orders {
     /// number).
     fn unordered(&self, earlier: &Entry) -> Option<u32>;
 
-    /// Whether the access of some thread of `earlier` is ordered before the present one.
-    fn some_ordered(&self, earlier: &Entry) -> bool;
+    /// The lanes of the present access that `earlier` is not ordered before, as a whole.
+    fn ignorant(&self, earlier: &Entry) -> u32;
+
+    /// The lanes of the present access that the access of some thread of `earlier` is ordered before.
+    fn aware(&self, earlier: &Entry) -> u32;
 
     /// Makes one entry of `earlier` and of `new`, by other blocks of the same launch, if that is possible.
     fn crowd(&self, earlier: &mut Entry, new: &Entry) -> bool {
@@ -163,13 +175,18 @@ pub(super) struct Within<'a> {
 }
 
 fn bits(mask: u32) -> impl Iterator<Item = u32> {
-    (0..32).filter(move |bit| mask >> bit & 1 == 1)
+    lanes(mask).map(|bit| bit as u32)
 }
 
 impl Within<'_> {
     fn threads(&self) -> impl Iterator<Item = u32> {
         let first = self.warp as u32 * 32;
         bits(self.lanes).map(move |lane| first + lane)
+    }
+
+    /// The lanes of those threads for which something holds.
+    pub(super) fn lanes_where(&self, holds: impl Fn(u32) -> bool) -> u32 {
+        self.threads().filter(|&me| holds(me)).fold(0, |lanes, me| lanes | 1 << (me % 32))
     }
 }
 
@@ -183,6 +200,10 @@ pub(super) fn threads(entry: &Entry, engine: u32) -> impl Iterator<Item = u32> {
 impl Orders for Within<'_> {
     fn unordered(&self, earlier: &Entry) -> Option<u32> {
         let clocks = self.clocks;
+        let alone = self.lanes.is_power_of_two() && earlier.kind & (ENGINE | DRIVER) == 0;
+        if alone && (earlier.warps, earlier.lanes) == (1 << self.warp, self.lanes) {
+            return None;
+        }
         if let Some(all) = clocks.together(self.warp)
             && earlier.kind & ENGINE == 0
             && earlier.clock <= all.floor
@@ -193,24 +214,45 @@ impl Orders for Within<'_> {
             .find_map(|me| threads(earlier, clocks.engine()).find(|&other| !clocks.knows(me, other, earlier.clock)))
     }
 
-    fn some_ordered(&self, earlier: &Entry) -> bool {
+    fn ignorant(&self, earlier: &Entry) -> u32 {
         let clocks = self.clocks;
-        self.threads().all(|me| threads(earlier, clocks.engine()).any(|other| clocks.knows(me, other, earlier.clock)))
+        self.lanes_where(|me| threads(earlier, clocks.engine()).any(|other| !clocks.knows(me, other, earlier.clock)))
+    }
+
+    fn aware(&self, earlier: &Entry) -> u32 {
+        let clocks = self.clocks;
+        self.lanes_where(|me| threads(earlier, clocks.engine()).any(|other| clocks.knows(me, other, earlier.clock)))
     }
 }
 
 /// The accesses to one word that are kept.
+///
+/// Strong accesses of different thread blocks follow each other without end at a counter, so the last of them stands
+/// for those before it. What is missed thereby is a race of a strong access of `.cta` scope with one of another block,
+/// after one of device scope by its own block.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cell {
     /// The first two; empty ones have no bytes.
     first: [Entry; 2],
     /// The others.
+    #[expect(clippy::box_collection, reason = "most cells have none, and there is one for each word: 8 bytes, not 24")]
     more: Option<Box<Vec<Entry>>>,
 }
 
 /// The most entries a cell keeps. More are only needed where very many threads make strong or crowded accesses without
 /// any order; then the oldest is forgotten, and with it a race of which it is a part.
 const MOST: usize = 256;
+
+/// What becomes of an earlier access when another one happens.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// It may still race with others.
+    Stays,
+    /// The later one says as much, for its bytes.
+    Goes,
+    /// The later one says as much of its own threads.
+    WithoutThreads,
+}
 
 /// What an access met.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -222,13 +264,18 @@ pub(super) struct Met {
 }
 
 impl Cell {
+    /// All places for entries, with the empty ones.
+    fn all(&self) -> impl Iterator<Item = &Entry> {
+        self.first.iter().chain(self.more.iter().flat_map(|more| more.iter()))
+    }
+
     fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.first.iter().chain(self.more.iter().flat_map(|more| more.iter())).filter(|entry| entry.bytes != 0)
+        self.all().filter(|entry| entry.bytes != 0)
     }
 
     /// What `new` races with, if it happened now.
     pub(super) fn check(&self, new: &Entry, orders: &impl Orders) -> Option<(Entry, u32)> {
-        for (at, entry) in self.entries().enumerate() {
+        for (at, entry) in self.all().enumerate() {
             if !entry.conflicts(new) {
                 continue;
             }
@@ -246,42 +293,112 @@ impl Cell {
     /// the ISA). Every read that is kept after it, and before another write, saw it: otherwise it was a race.
     fn observed(&self, at: usize, write: &Entry, new: &Entry, orders: &impl Orders) -> bool {
         let bytes = write.bytes & new.bytes;
-        let lasts = |entry: &&Entry| entry.kind & READ != 0 || entry.bytes & bytes == 0;
-        self.entries().skip(at + 1).take_while(lasts).any(|reader| {
-            reader.kind & READ != 0 && reader.bytes & bytes == bytes && orders.some_ordered(reader)
-        })
+        let lasts = |later: &&Entry| !later.overwrites() || later.bytes & bytes == 0;
+        let saw = |reader: &&Entry| reader.kind & READ != 0 && reader.bytes & bytes == bytes;
+        let readers = self.all().skip(at + 1).take_while(lasts).filter(saw);
+        let mut readers = readers.peekable();
+        readers.peek().is_some()
+            && readers.fold(orders.ignorant(write), |rest, reader| rest & !orders.aware(reader)) == 0
     }
 
     /// Makes an access.
-    pub(super) fn access(&mut self, new: Entry, orders: &impl Orders) -> Met {
+    pub(super) fn access(&mut self, mut new: Entry, orders: &impl Orders) -> Met {
         let mut met = Met { conflict: self.check(&new, orders), ends_strong: false };
-        let weak_write = new.writes() && !new.strong();
-        let update = new.kind & (READ | WRITE) == READ | WRITE;
-        let mut kept = 0;
-        for entry in self.slots() {
-            if entry.bytes & new.bytes == 0 {
-                kept += usize::from(entry.bytes != 0);
-                continue;
+        let mut fates = [Fate::Stays; MOST + 2];
+        if !self.is_empty() {
+            for (at, fate) in fates.iter_mut().enumerate().take(2 + self.more.as_ref().map_or(0, |more| more.len())) {
+                *fate = self.fate(at, &new, orders);
             }
-            if weak_write {
-                met.ends_strong |= entry.strong() && entry.writes();
-                entry.bytes &= !new.bytes;
-            } else if new.rank() >= entry.rank() && (new.writes() || !entry.writes()) {
-                // Of a chain of read-modify-writes the last says it all.
-                let chain = update && entry.writes() && entry.atomic_with(&new);
-                if chain || orders.unordered(entry).is_none() {
-                    entry.bytes &= !new.bytes;
-                } else if entry.bytes & !new.bytes == 0 {
-                    entry.without_threads_of(&new);
-                }
+        }
+        let (mut kept, mut overwritten) = (0, 0);
+        for (entry, fate) in self.slots().zip(&fates) {
+            let before = *entry;
+            match fate {
+                Fate::Stays => {}
+                Fate::Goes => entry.bytes &= !new.bytes,
+                Fate::WithoutThreads => entry.without_threads_of(&new),
+            }
+            let gone = before.bytes & !entry.bytes;
+            met.ends_strong |= !new.strong() && before.strong() && before.writes() && gone != 0;
+            if before.overwrites() && gone != 0 {
+                overwritten |= gone;
+            } else if overwritten & entry.bytes != 0 {
+                entry.kind |= RESETS;
+                overwritten &= !entry.bytes;
             }
             kept += usize::from(entry.bytes != 0);
         }
-        if kept > 0 && self.merge(&new, orders) {
-            return met;
+        if overwritten != 0 && (new.strong() || !new.writes()) {
+            new.kind |= RESETS;
         }
-        self.push(new, kept);
+        if kept == 0 || !self.merge(&new, orders) {
+            self.push(new, kept);
+        }
         met
+    }
+
+    fn is_empty(&self) -> bool {
+        self.more.is_none() && self.first.iter().all(|entry| entry.bytes == 0)
+    }
+
+    fn entry(&self, at: usize) -> Entry {
+        match at {
+            0 | 1 => self.first[at],
+            _ => self.more.as_ref().and_then(|more| more.get(at - 2)).copied().unwrap_or_default(),
+        }
+    }
+
+    /// What becomes of an entry when `new` happens.
+    fn fate(&self, at: usize, new: &Entry, orders: &impl Orders) -> Fate {
+        let entry = self.entry(at);
+        if entry.bytes & new.bytes == 0 {
+            return Fate::Stays;
+        }
+        if new.writes() && !new.strong() {
+            return Fate::Goes;
+        }
+        if new.rank() < entry.rank() || entry.writes() && !new.writes() {
+            return Fate::Stays;
+        }
+        // Of a chain of read-modify-writes the last says it all.
+        let update = new.kind & (READ | WRITE) == READ | WRITE;
+        let overwrites = |later: &Entry| later.overwrites() && later.bytes & entry.bytes != 0;
+        if update && entry.writes() && entry.atomic_with(new) && !self.all().skip(at + 1).any(overwrites) {
+            return Fate::Goes;
+        }
+        if !new.writes() && self.is_evidence(at, new.bytes) {
+            return Fate::Stays;
+        }
+        let strong_write = entry.strong() && entry.writes();
+        if orders.unordered(&entry).is_none() || strong_write && self.observed(at, &entry, new, orders) {
+            Fate::Goes
+        } else if entry.bytes & !new.bytes == 0 {
+            Fate::WithoutThreads
+        } else {
+            Fate::Stays
+        }
+    }
+
+    /// Whether a read is the first that its threads made of a strong write: what [`Cell::observed`] goes by.
+    fn is_evidence(&self, at: usize, bytes: u8) -> bool {
+        let reader = self.entry(at);
+        if reader.overwrites() {
+            return false;
+        }
+        for earlier in (0..at).rev().map(|earlier| self.entry(earlier)).filter(|earlier| earlier.bytes & bytes != 0) {
+            if earlier.writes() || earlier.overwrites() {
+                return earlier.writes() && earlier.strong();
+            }
+            let whose = |entry: &Entry| (entry.stream, entry.sequence, entry.block, entry.kind & ENGINE);
+            if whose(&earlier) == whose(&reader)
+                && reader.bytes & !earlier.bytes == 0
+                && reader.warps & !earlier.warps == 0
+                && reader.lanes & !earlier.lanes == 0
+            {
+                return false;
+            }
+        }
+        false
     }
 
     fn slots(&mut self) -> impl DoubleEndedIterator<Item = &mut Entry> {
@@ -350,8 +467,11 @@ impl Cell {
             fn unordered(&self, _: &Entry) -> Option<u32> {
                 None
             }
-            fn some_ordered(&self, _: &Entry) -> bool {
-                true
+            fn ignorant(&self, _: &Entry) -> u32 {
+                0
+            }
+            fn aware(&self, _: &Entry) -> u32 {
+                u32::MAX
             }
         }
         self.access(new, &Always);

@@ -3,7 +3,7 @@
 //! A thread block has one clock. It advances whenever a thread lets others know what it did so far (at barriers, fences
 //! and releases), so an access is named by its thread and the clock at its time, and what a thread knows of another one
 //! is a clock: everything that the other did up to it is ordered before. This is a full vector clock, exactly; that
-//! threads which synchronize together know the same keeps it small (see [`Frontier`]).
+//! threads which synchronize together know the same keeps it small.
 //!
 //! Only what the ISA says orders memory: barriers, `bar.warp.sync`, fences and strong accesses by the patterns of the
 //! memory consistency model, mbarriers. Shuffles, votes and matrix instructions do not. The order of `fence.sc`
@@ -152,7 +152,9 @@ impl Clocks {
     /// Whether what `other` did at `clock` is ordered before what `thread` does now.
     pub fn knows(&self, thread: u32, other: u32, clock: u32) -> bool {
         let knowledge = self.knowledge(thread);
-        thread == other || (other < self.engine() && clock <= knowledge.floor) || clock <= knowledge.frontier.clock(other)
+        thread == other
+            || (other < self.engine() && clock <= knowledge.floor)
+            || clock <= knowledge.frontier.clock(other)
     }
 
     /// A warp's lanes that there are.
@@ -365,14 +367,7 @@ impl Clocks {
     }
 
     /// The reading half of a strong access: acquires at once, or remembers what a fence may acquire.
-    fn read(
-        &mut self,
-        thread: u32,
-        address: (bool, u64),
-        read: Option<(Arc<Log>, usize)>,
-        order: Order,
-        wide: bool,
-    ) {
+    fn read(&mut self, thread: u32, address: (bool, u64), read: Option<(Arc<Log>, usize)>, order: Order, wide: bool) {
         let read = read.map(|(log, length)| Pending { address, log, length });
         if order.acquires() {
             // A relaxed read followed by an acquiring one of the same location is an acquire pattern as well.

@@ -5,19 +5,19 @@
 /// Threads that synchronize together are known up to the same clock, so the frontier is kept as runs of threads: one
 /// run after a barrier of the whole block, three after a `__syncwarp`. The last run reaches to infinity.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frontier {
+pub(super) struct Frontier {
     /// First thread and clock of each run, the first of them at thread 0.
     runs: Vec<(u32, u32)>,
 }
 
 impl Frontier {
     /// Every thread known up to `clock`; nothing is known with 0.
-    pub fn constant(clock: u32) -> Self {
+    pub(super) fn constant(clock: u32) -> Self {
         Self { runs: vec![(0, clock)] }
     }
 
     /// Up to which clock `thread` is known.
-    pub fn clock(&self, thread: u32) -> u32 {
+    pub(super) fn clock(&self, thread: u32) -> u32 {
         let after = if self.runs.len() <= 8 {
             self.runs.iter().take_while(|run| run.0 <= thread).count()
         } else {
@@ -27,18 +27,18 @@ impl Frontier {
     }
 
     /// Up to which clock every thread before `end` is known.
-    pub fn floor(&self, end: u32) -> u32 {
+    pub(super) fn floor(&self, end: u32) -> u32 {
         self.runs.iter().filter(|run| run.0 < end).map(|run| run.1).min().unwrap_or(0)
     }
 
     /// Makes the threads from `start` to before `end` known at least up to `clock`.
-    pub fn raise(&mut self, start: u32, end: u32, clock: u32) {
+    pub(super) fn raise(&mut self, start: u32, end: u32, clock: u32) {
         let raised = Self { runs: [(0, 0), (start, clock), (end, 0)][usize::from(start == 0)..].to_vec() };
         *self = self.join(&raised);
     }
 
     /// What is known to one or the other.
-    pub fn join(&self, other: &Self) -> Self {
+    pub(super) fn join(&self, other: &Self) -> Self {
         let mut runs: Vec<(u32, u32)> = Vec::with_capacity(self.runs.len() + other.runs.len());
         let (mut a, mut b) = (0, 0);
         let mut start = 0;
@@ -59,7 +59,7 @@ impl Frontier {
     }
 
     /// Whether everything known here is known to `other`.
-    pub fn within(&self, other: &Self) -> bool {
+    pub(super) fn within(&self, other: &Self) -> bool {
         self.runs.iter().chain(&other.runs).all(|run| self.clock(run.0) <= other.clock(run.0))
     }
 }

@@ -17,7 +17,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What operations are called, for messages; the oldest are forgotten.
 #[derive(Debug, Default)]
 pub struct Labels {
-    names: Mutex<(HashMap<(u32, u32), Arc<str>>, VecDeque<(u32, u32)>)>,
+    names: Mutex<Names>,
+}
+
+/// The labels by stream and sequence, and the order in which they came.
+#[derive(Debug, Default)]
+struct Names {
+    labels: HashMap<(u32, u32), Arc<str>>,
+    order: VecDeque<(u32, u32)>,
 }
 
 /// How many operations keep their labels.
@@ -28,19 +35,19 @@ impl Labels {
     pub fn add(&self, stamp: &Stamp) {
         let mut names = locked(&self.names);
         let key = (stamp.stream, stamp.sequence);
-        if names.0.insert(key, Arc::clone(&stamp.label)).is_none() {
-            names.1.push_back(key);
+        if names.labels.insert(key, Arc::clone(&stamp.label)).is_none() {
+            names.order.push_back(key);
         }
-        if names.1.len() > LABELS
-            && let Some(oldest) = names.1.pop_front()
+        if names.order.len() > LABELS
+            && let Some(oldest) = names.order.pop_front()
         {
-            names.0.remove(&oldest);
+            names.labels.remove(&oldest);
         }
     }
 
     fn get(&self, stream: u32, sequence: u32) -> Arc<str> {
         let names = locked(&self.names);
-        names.0.get(&(stream, sequence)).map_or_else(|| "an earlier operation".into(), Arc::clone)
+        names.labels.get(&(stream, sequence)).map_or_else(|| "an earlier operation".into(), Arc::clone)
     }
 }
 
@@ -137,9 +144,9 @@ impl Before<'_> {
             return Some((own, thread));
         }
         let others = self.others(earlier);
-        others.into_iter().find(|&(block, thread)| {
-            self.lanes().any(|me| !self.foreign(me, block, thread, earlier.clock))
-        })
+        others
+            .into_iter()
+            .find(|&(block, thread)| self.lanes().any(|me| !self.foreign(me, block, thread, earlier.clock)))
     }
 
     fn has(&self, earlier: &Entry, block: u32) -> bool {
@@ -159,16 +166,25 @@ impl Orders for Before<'_> {
         self.unordered_at(earlier).map(|(_, thread)| thread)
     }
 
-    fn some_ordered(&self, earlier: &Entry) -> bool {
+    fn ignorant(&self, earlier: &Entry) -> u32 {
         if self.other_operation(earlier) {
-            return self.launch.stamp.follows(earlier.stream, earlier.sequence);
+            let ordered = self.launch.stamp.follows(earlier.stream, earlier.sequence);
+            return if ordered { 0 } else { self.within.lanes };
         }
-        let own = self.within.clocks.block();
-        if self.has(earlier, own) && self.within.some_ordered(earlier) {
-            return true;
-        }
+        let own = if self.has(earlier, self.within.clocks.block()) { self.within.ignorant(earlier) } else { 0 };
         let others = self.others(earlier);
-        self.lanes().all(|me| others.iter().any(|&(block, thread)| self.foreign(me, block, thread, earlier.clock)))
+        let misses = |me| others.iter().any(|&(block, thread)| !self.foreign(me, block, thread, earlier.clock));
+        own | self.within.lanes_where(misses)
+    }
+
+    fn aware(&self, earlier: &Entry) -> u32 {
+        if self.other_operation(earlier) {
+            return self.within.lanes & !self.ignorant(earlier);
+        }
+        let own = if self.has(earlier, self.within.clocks.block()) { self.within.aware(earlier) } else { 0 };
+        let others = self.others(earlier);
+        let knows = |me| others.iter().any(|&(block, thread)| self.foreign(me, block, thread, earlier.clock));
+        own | self.within.lanes_where(knows)
     }
 
     fn crowd(&self, earlier: &mut Entry, new: &Entry) -> bool {
@@ -196,8 +212,12 @@ impl Orders for BeforeDriver<'_> {
         (!self.0.follows(earlier.stream, earlier.sequence)).then(|| threads(earlier, 0).next().unwrap_or(0))
     }
 
-    fn some_ordered(&self, earlier: &Entry) -> bool {
-        self.unordered(earlier).is_none()
+    fn ignorant(&self, earlier: &Entry) -> u32 {
+        u32::from(self.unordered(earlier).is_some())
+    }
+
+    fn aware(&self, earlier: &Entry) -> u32 {
+        u32::from(self.unordered(earlier).is_none())
     }
 }
 
@@ -239,8 +259,11 @@ impl Page {
 pub struct Shadow {
     base: u64,
     bytes: usize,
-    groups: Vec<OnceLock<Box<[Mutex<Page>]>>>,
+    groups: Vec<OnceLock<Pages>>,
 }
+
+/// Neighbouring pages, each locked while a thread block accesses it.
+type Pages = Box<[Mutex<Page>]>;
 
 impl Shadow {
     /// The shadow of the `bytes` at the address `base`.

@@ -63,8 +63,7 @@ impl Shared {
 
     /// As [`Shared::copy`] within this allocation, also where the ranges overlap.
     pub fn copy_within(&self, to: usize, from: usize, length: usize) {
-        let before: Vec<u64> =
-            (0..length).step_by(64).map(|at| self.bits(from + at, (length - at).min(64))).collect();
+        let before: Vec<u64> = (0..length).step_by(64).map(|at| self.bits(from + at, (length - at).min(64))).collect();
         self.copy_with(to, length, |at, _| before[at / 64]);
     }
 
@@ -129,7 +128,10 @@ mod tests {
         assert_eq!(bits.first_unset(10..20), Some(10));
         bits.set(10..200);
         assert_eq!((bits.first_unset(10..200), bits.first_unset(10..201)), (None, Some(200)));
-        assert_eq!((bits.first_unset(9..10), bits.first_unset(64..128), bits.first_unset(50..50)), (Some(9), None, None));
+        assert_eq!(
+            (bits.first_unset(9..10), bits.first_unset(64..128), bits.first_unset(50..50)),
+            (Some(9), None, None)
+        );
         bits.reset();
         assert_eq!(bits.first_unset(100..101), Some(100));
         // Beyond the end there is nothing to say.

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Frontiers of thread blocks by their linear index.
-pub type Frontiers = HashMap<u32, Arc<Frontier>>;
+pub(super) type Frontiers = HashMap<u32, Arc<Frontier>>;
 
 /// What one thread knows. Cheap to clone: threads that synchronized together share all of it.
 #[derive(Clone, Debug)]
-pub struct Knowledge {
+pub(super) struct Knowledge {
     /// Of the threads of its own block. What it did itself it always knows, whatever stands here.
     pub(super) frontier: Arc<Frontier>,
     /// Every thread of the block is known at least up to here.

@@ -187,10 +187,12 @@ impl Profile {
             matrix.executions += counts.executions;
             matrix.flops += flops * counts.executions;
         }
-        for (total, count) in [(&mut self.global_loads, counts.global[0]), (&mut self.global_stores, counts.global[1])] {
+        for (total, count) in [(&mut self.global_loads, counts.global[0]), (&mut self.global_stores, counts.global[1])]
+        {
             total.add(&count);
         }
-        for (total, count) in [(&mut self.shared_loads, counts.shared[0]), (&mut self.shared_stores, counts.shared[1])] {
+        for (total, count) in [(&mut self.shared_loads, counts.shared[0]), (&mut self.shared_stores, counts.shared[1])]
+        {
             total.add(&count);
         }
         self.local_bytes[0] += counts.local_bytes[0];

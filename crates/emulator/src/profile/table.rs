@@ -78,8 +78,11 @@ impl fmt::Display for Profile {
             classes.join(", ")
         )?;
         let flops = [("single", self.flops_single), ("double", self.flops_double), ("half", self.flops_half)];
-        let flops: Vec<String> =
-            flops.iter().filter(|(_, count)| *count > 0).map(|(name, count)| format!("{} {name}", short(*count))).collect();
+        let flops: Vec<String> = flops
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| format!("{} {name}", short(*count)))
+            .collect();
         if !flops.is_empty() {
             writeln!(f, "  {:<14} {}", "flops", flops.join(", "))?;
         }
@@ -184,9 +187,11 @@ impl Profile {
                 0 => String::new(),
                 _ => short(counts.shared.iter().map(Banks::conflicts).sum()),
             };
-            let source = line.place.source.as_ref().map(|(file, line)| {
-                format!("{}:{line}", file.rsplit(['/', '\\']).next().unwrap_or(file))
-            });
+            let source = line
+                .place
+                .source
+                .as_ref()
+                .map(|(file, line)| format!("{}:{line}", file.rsplit(['/', '\\']).next().unwrap_or(file)));
             let divergent = match counts.divergent_branches {
                 0 => String::new(),
                 count => format!("  {} divergent", short(count)),

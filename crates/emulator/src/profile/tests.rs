@@ -73,9 +73,10 @@ fn geometry(threads: u32, shared: usize, registers: Option<u32>) -> Geometry {
 fn occupancy_by_each_limit() {
     let of = |threads, shared, registers| -> Vec<(u32, u32, Limit)> {
         let all = occupancy::of(&geometry(threads, shared, registers));
-        assert_eq!(all.iter().map(|of| of.target.as_str()).collect::<Vec<_>>(), [
-            "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"
-        ]);
+        assert_eq!(
+            all.iter().map(|of| of.target.as_str()).collect::<Vec<_>>(),
+            ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+        );
         all.iter().map(|of| (of.blocks, of.warps, of.limit)).collect()
     };
     use Limit::{Blocks, Registers, Shared, Threads};

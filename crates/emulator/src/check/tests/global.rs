@@ -114,7 +114,10 @@ fn a_grid_barrier_orders_all_blocks_again_and_again() {
             assert_eq!(device.access(clocks, 0, 6, ADD, 0), None);
         }
         for clocks in &mut blocks {
-            assert_eq!(device.access(clocks, 0, 7, Access::strong(Touch::Load, Order::Acquire, Scope::Device), 0), None);
+            assert_eq!(
+                device.access(clocks, 0, 7, Access::strong(Touch::Load, Order::Acquire, Scope::Device), 0),
+                None
+            );
             barrier(clocks, 0..2);
         }
     }
@@ -179,11 +182,7 @@ fn two_streams_need_an_event() {
         conflict.map(|conflict| (conflict.to_string(), conflict.other)),
         Some((
             "read without order after a write by operation 1 on stream 1".to_owned(),
-            Other::Operation {
-                label: "operation 1 on stream 1".into(),
-                writes: true,
-                at: Some((Some((7, 40)), 12)),
-            }
+            Other::Operation { label: "operation 1 on stream 1".into(), writes: true, at: Some((Some((7, 40)), 12)) }
         ))
     );
     // With an event, or on the same stream.

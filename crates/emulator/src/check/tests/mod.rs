@@ -13,14 +13,7 @@ const PUBLISH: Access = Access::strong(Touch::Store, Order::Relaxed, Scope::Devi
 const ADD: Access = Access::strong(Touch::Update, Order::Relaxed, Scope::Device);
 
 /// Thread `thread` at instruction `pc` accesses `size` bytes at `offset`.
-fn one<T>(
-    thread: u32,
-    pc: u32,
-    access: Access,
-    offset: u64,
-    size: usize,
-    make: impl FnOnce(&Batch<'_>) -> T,
-) -> T {
+fn one<T>(thread: u32, pc: u32, access: Access, offset: u64, size: usize, make: impl FnOnce(&Batch<'_>) -> T) -> T {
     let offsets = [offset; 32];
     let (warp, mask) = (thread as usize / 32, 1 << (thread % 32));
     make(&Batch { warp, mask, offsets: &offsets, size, access, pc, values: None })

@@ -165,6 +165,16 @@ fn a_plain_access_follows_the_atomics_that_its_thread_saw() {
 }
 
 #[test]
+fn the_last_lane_of_an_atomic_saw_the_others() {
+    let mut block = Block::new(32);
+    let offsets = [64; 32];
+    let batch = Batch { warp: 0, mask: u32::MAX, offsets: &offsets, size: 4, access: ADD, pc: 1, values: None };
+    assert_eq!(block.memory.access(&mut block.clocks, &batch), None);
+    assert_eq!(block.load(30, 2), Some((0, 31, 1)));
+    assert_eq!(block.load(31, 2), None, "it got the last ticket");
+}
+
+#[test]
 fn lanes_of_one_store_race_if_their_values_differ() {
     let offsets = [128; 32];
     let mut values = [[1; 32]; 32];
