@@ -238,3 +238,24 @@ pub(crate) fn call(name: &str, body: impl FnOnce(&Driver) -> Answer) -> u32 {
     }));
     outcome.unwrap_or(Code::UNKNOWN).0
 }
+
+/// A view of what the process's driver found, for tests that call it without loading the library.
+#[derive(Clone, Copy, Debug)]
+pub struct Inspection(());
+
+/// What the process's driver found. A program that loads the library asks [`crate::loader::Loaded`] instead.
+pub fn inspect() -> Inspection {
+    Inspection(())
+}
+
+impl Inspection {
+    /// Takes what was found since the last call.
+    pub fn findings(self) -> Vec<Finding> {
+        current().map(|driver| driver.findings.take()).unwrap_or_default()
+    }
+
+    /// What contexts have not given back.
+    pub fn leaks(self) -> Vec<Finding> {
+        current().map(|driver| driver.leaks()).unwrap_or_default()
+    }
+}
