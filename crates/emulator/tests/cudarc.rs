@@ -158,7 +158,7 @@ fn a_launch_that_cannot_be_is_refused_and_reported() {
     let context = CudaContext::new(0).unwrap();
     let stream = context.new_stream().unwrap();
     let function = add(&context);
-    let mut launch = |grid_dim, block_dim, shared_mem_bytes| {
+    let launch = |grid_dim, block_dim, shared_mem_bytes| {
         let n = 0_u32;
         let nowhere = 0_u64;
         let mut launch = stream.launch_builder(&function);
@@ -186,12 +186,12 @@ fn parameters_are_counted_and_measured() {
     let context = CudaContext::new(0).unwrap();
     let stream = context.new_stream().unwrap();
     let function = add(&context);
-    // SAFETY: cudarc's functions are CUDA's own.
-    let function = unsafe { function.cu_function() };
+    let function = function.cu_function();
     let buffer = [0_u64; 4];
-    let mut launch = |mut bytes: usize| {
+    let launch = |mut bytes: usize| {
         let mut extra = [
-            1 as *mut std::ffi::c_void,
+            // CU_LAUNCH_PARAM_BUFFER_POINTER, which is 1, and …_SIZE.
+            std::ptr::dangling_mut(),
             buffer.as_ptr().cast_mut().cast(),
             2 as *mut std::ffi::c_void,
             (&raw mut bytes).cast(),

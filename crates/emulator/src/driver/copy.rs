@@ -195,7 +195,7 @@ impl Driver {
         if width == 0 || height == 0 {
             return Ok(());
         }
-        if address % size as u64 != 0 || height > 1 && pitch % size != 0 {
+        if !address.is_multiple_of(size as u64) || height > 1 && !pitch.is_multiple_of(size) {
             return Err(invalid(format!("{address:#x} is not a multiple of {size}")).found(Kind::Misaligned));
         }
         let bytes = width.checked_mul(size).ok_or_else(|| invalid("the size overflows"))?;
