@@ -153,7 +153,8 @@ impl Clique {
         if round.collective != collective && !round.failed {
             round.failed = true;
             eprintln!(
-                "emulator: ranks disagree on collective {number} of a communicator: {:?}, but rank {rank} calls {collective:?}",
+                "emulator: ranks disagree on collective {number} of a communicator: {:?}, \
+                 but rank {rank} calls {collective:?}",
                 round.collective
             );
         }

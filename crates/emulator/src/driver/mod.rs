@@ -1,8 +1,8 @@
 //! The driver's objects and what may be done with them: contexts, streams, events, memory, modules, launches. The
 //! functions of the C interface, in [`crate::api`], only translate arguments.
 //!
-//! One lock guards all objects. It is given up while an operation runs, so that host functions may block and threads may
-//! enqueue meanwhile.
+//! One lock guards all objects. It is given up while an operation runs, so that host functions may block and threads
+//! may enqueue meanwhile.
 
 pub(crate) mod context;
 pub(crate) mod copy;
@@ -72,7 +72,8 @@ pub(crate) type Guard<'a> = MutexGuard<'a, State>;
 
 static DRIVER: RwLock<Option<Arc<Driver>>> = RwLock::new(None);
 
-/// Makes a driver with these settings that of the process. Objects of an earlier one are gone: their handles are refused.
+/// Makes a driver with these settings that of the process. Objects of an earlier one are gone: their handles are
+/// refused.
 ///
 /// # Errors
 /// If the settings make no sense, or the system has no addresses for the devices' memory.

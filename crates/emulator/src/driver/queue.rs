@@ -1,9 +1,9 @@
 //! Streams as queues of operations, and the order among them.
 //!
-//! One device serves both scheduling and checking: a vector clock. Every operation has a number in its stream, and knows
-//! for each stream the last operation that must be over before it begins; events and synchronization pass this knowledge
-//! on. An operation may run when all that it knows of is over, and a race is two accesses of which neither knows the
-//! other.
+//! One device serves both scheduling and checking: a vector clock. Every operation has a number in its stream, and
+//! knows for each stream the last operation that must be over before it begins; events and synchronization pass this
+//! knowledge on. An operation may run when all that it knows of is over, and a race is two accesses of which neither
+//! knows the other.
 //!
 //! Knowledge is settled when an operation is enqueued, as CUDA defines it: an event that is recorded later does not
 //! concern a wait that was enqueued before.
