@@ -142,7 +142,7 @@ api! {
         c: u64,
         ldc: i32,
     ) {
-        let operands = [operand(a, Number::F32, lda, 0), operand(b, Number::F32, ldb, 0), operand(c, Number::F32, ldc, 0)];
+        let operands = [(a, lda), (b, ldb), (c, ldc)].map(|(at, leading)| operand(at, Number::F32, leading, 0));
         let scalars = Scalars { alpha: alpha.cast(), beta: beta.cast(), number: Number::F32 };
         multiply("cublasSgemm", handle, (op_a, op_b), [m, n, k], operands, scalars, 1)
     }
@@ -163,7 +163,7 @@ api! {
         c: u64,
         ldc: i32,
     ) {
-        let operands = [operand(a, Number::F64, lda, 0), operand(b, Number::F64, ldb, 0), operand(c, Number::F64, ldc, 0)];
+        let operands = [(a, lda), (b, ldb), (c, ldc)].map(|(at, leading)| operand(at, Number::F64, leading, 0));
         let scalars = Scalars { alpha: alpha.cast(), beta: beta.cast(), number: Number::F64 };
         multiply("cublasDgemm", handle, (op_a, op_b), [m, n, k], operands, scalars, 1)
     }

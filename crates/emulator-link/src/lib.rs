@@ -48,8 +48,8 @@ pub const NOT_READY: u32 = 600;
 /// CUDA_ERROR_UNKNOWN.
 const UNKNOWN: u32 = 999;
 
-/// `emulator_enqueue` of the driver: stream, label, regions and their number, work, data. It owns the data from then on,
-/// also when it fails.
+/// `emulator_enqueue` of the driver: stream, label, regions and their number, work, data. It owns the data from then
+/// on, also when it fails.
 pub type Enqueue =
     unsafe extern "C" fn(u64, *const c_char, regions: *const Region, count: usize, Work, *mut c_void) -> u32;
 
@@ -200,7 +200,8 @@ pub fn enqueue(
     let label = CString::new(label).unwrap_or_default();
     let job: Box<Job> = Box::new(Box::new(work));
     let data = Box::into_raw(job).cast();
-    // SAFETY: label and regions outlive the call; the data is what `perform` expects, and owned by the driver from here.
+    // SAFETY: label and regions outlive the call; the data is what `perform` expects, and owned by the driver from
+    // here.
     match unsafe { (driver.enqueue)(stream, label.as_ptr(), regions.as_ptr(), regions.len(), perform, data) } {
         0 => Ok(()),
         code => Err(code),

@@ -329,7 +329,8 @@ api! {
         }
         let pending = PENDING.take();
         // All of them, also after an error: others may wait for them.
-        pending.into_iter().map(|action| action()).fold(Ok(()), |all, one| all.and(one))
+        let outcomes: Vec<Outcome> = pending.into_iter().map(|action| action()).collect();
+        outcomes.into_iter().collect()
     }
 
     fn ncclAllReduce(

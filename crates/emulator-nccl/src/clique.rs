@@ -153,7 +153,8 @@ impl Clique {
         if round.collective != collective && !round.failed {
             round.failed = true;
             eprintln!(
-                "emulator: ranks disagree on collective {number} of a communicator: {:?}, but rank {rank} calls {collective:?}",
+                "emulator: ranks disagree on collective {number} of a communicator: {:?}, \
+                 but rank {rank} calls {collective:?}",
                 round.collective
             );
         }
@@ -203,5 +204,57 @@ impl Clique {
         }
         take(&message);
         Progress::Done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(numbers: &[i32]) -> Option<Vec<u8>> {
+        Some(numbers.iter().flat_map(|number| number.to_ne_bytes()).collect())
+    }
+
+    #[test]
+    fn ranks_wait_for_each_other_and_take_their_share() {
+        let clique = Clique::new(2);
+        let collective = Collective { kind: Kind::ReduceScatter(Reduction::Sum), number: Number::I32, count: 1 };
+        let nothing = |_: &[u8]| panic!("there is nothing yet");
+        assert_eq!(clique.meet(1, 0, collective, &mut bytes(&[1, 2]), nothing), Progress::Waiting);
+        assert_eq!(clique.meet(1, 0, collective, &mut None, nothing), Progress::Waiting);
+        let mut taken = Vec::new();
+        let mut take = |share: &[u8]| taken = share.to_vec();
+        assert_eq!(clique.meet(1, 1, collective, &mut bytes(&[10, 20]), &mut take), Progress::Done);
+        assert_eq!(Some(taken), bytes(&[22]));
+        let mut taken = Vec::new();
+        assert_eq!(clique.meet(1, 0, collective, &mut None, |share| taken = share.to_vec()), Progress::Done);
+        assert_eq!(Some(taken), bytes(&[11]));
+        assert!(clique.lock().rounds.is_empty());
+    }
+
+    #[test]
+    fn ranks_that_disagree_fail_and_an_abort_frees_them() {
+        let clique = Clique::new(2);
+        let sum = Collective { kind: Kind::AllReduce(Reduction::Sum), number: Number::I32, count: 2 };
+        let nothing = |_: &[u8]| panic!("there is nothing to take");
+        assert_eq!(clique.meet(1, 0, sum, &mut bytes(&[1, 2]), nothing), Progress::Waiting);
+        let shorter = Collective { count: 1, ..sum };
+        assert_eq!(clique.meet(1, 1, shorter, &mut bytes(&[1]), nothing), Progress::Failed(LAUNCH_FAILED));
+        assert_eq!(clique.meet(1, 0, sum, &mut None, nothing), Progress::Failed(LAUNCH_FAILED));
+        assert_eq!(clique.meet(2, 0, sum, &mut bytes(&[1, 2]), nothing), Progress::Waiting);
+        clique.abort();
+        assert_eq!(clique.meet(2, 0, sum, &mut None, nothing), Progress::Done);
+    }
+
+    #[test]
+    fn messages_arrive_in_order_and_whole() {
+        let clique = Clique::new(2);
+        assert_eq!(clique.receive(0, 1, 1, |_| panic!("nothing was sent")), Progress::Waiting);
+        clique.send(0, 1, vec![1]);
+        clique.send(0, 1, vec![2]);
+        let mut taken = Vec::new();
+        assert_eq!(clique.receive(0, 1, 1, |message| taken = message.to_vec()), Progress::Done);
+        assert_eq!(taken, [1]);
+        assert_eq!(clique.receive(0, 1, 2, |_| panic!("of another size")), Progress::Failed(LAUNCH_FAILED));
     }
 }

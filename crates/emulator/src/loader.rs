@@ -1,5 +1,5 @@
-//! For whoever runs a program on the emulated driver: loads the built `libcuda.so` before the program asks for one, sets
-//! it up, and asks it afterwards what it found.
+//! For whoever runs a program on the emulated driver: loads the built `libcuda.so` before the program asks for one,
+//! sets it up, and asks it afterwards what it found.
 //!
 //! ```no_run
 //! let driver = emulator::loader::load(&emulator::options::Options::checked(7))?;

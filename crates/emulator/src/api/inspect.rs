@@ -1,5 +1,5 @@
-//! What `libcuda.so` exports beside the driver API: settings, what was found and counted, and a way for libraries to put
-//! work of their own into streams. [`crate::loader`] and the stand-ins for libraries call these.
+//! What `libcuda.so` exports beside the driver API: settings, what was found and counted, and a way for libraries to
+//! put work of their own into streams. [`crate::loader`] and the stand-ins for libraries call these.
 
 use crate::driver::stream::External;
 use crate::driver::{self, Driver};

@@ -45,7 +45,8 @@ fn request(configuration: &Configuration, function: u64) -> Answer<Request> {
                 let clusters = &value[..3];
                 return Err(fail(Code::INVALID_CLUSTER_SIZE, format!("clusters of {clusters:?} are not supported")));
             }
-            // Hints: cache windows, policies, priorities, programmatic dependence (operations of a stream do not overlap).
+            // Hints: cache windows, policies, priorities, programmatic dependence (operations of a stream do not
+            // overlap).
             _ => {}
         }
     }
@@ -164,7 +165,11 @@ api! {
         _flags: u32,
     ) |driver| { potential(driver, blocks, threads, function, dynamic, bytes, most) }
 
-    fn cuOccupancyMaxActiveClusters(clusters: Out<'_, i32>, function: u64, configuration: *const Configuration) |driver| {
+    fn cuOccupancyMaxActiveClusters(
+        clusters: Out<'_, i32>,
+        function: u64,
+        configuration: *const Configuration,
+    ) |driver| {
         // SAFETY: the caller gives a configuration or null.
         let configuration = unsafe { configuration.as_ref() }.ok_or_else(|| invalid("no configuration"))?;
         let Request { block, shared, .. } = request(configuration, function)?;

@@ -1,7 +1,8 @@
 //! The C interface of the driver: the functions that `libcuda.so` exports. They translate arguments, nothing more; what
 //! they do is in [`crate::driver`].
 //!
-//! Handles (CUcontext, CUstream, …) are 64-bit numbers here, as wide as the pointers that C sees; enumerations are `u32`.
+//! Handles (CUcontext, CUstream, …) are 64-bit numbers here, as wide as the pointers that C sees; enumerations are
+//! `u32`.
 
 pub mod contexts;
 pub mod devices;

@@ -31,7 +31,8 @@ unsafe fn load_with(
         match unsafe { *keys.add(index) } {
             // SAFETY: likewise.
             ERROR_LOG => log = unsafe { *values.add(index) }.cast(),
-            // SAFETY: likewise; this value is a number in the place of a pointer, the bytes that were written come back.
+            // SAFETY: likewise; this value is a number in the place of a pointer, the bytes that were written come
+            // back.
             ERROR_LOG_SIZE => size = Some(unsafe { values.add(index) }),
             _ => {}
         }

@@ -124,8 +124,9 @@ impl Driver {
         }
         let (from, from_place) = self.place(&state, from, extent(shape.width, shape.height, shape.from_pitch)?)?;
         let (to, to_place) = self.place(&state, to, extent(shape.width, shape.height, shape.to_pitch)?)?;
-        // From CUDA's "API synchronization behavior": an asynchronous copy from pageable memory has read it when the call
-        // returns, one to pageable memory has written it; a synchronous one between devices does not wait at all.
+        // From CUDA's "API synchronization behavior": an asynchronous copy from pageable memory has read it when the
+        // call returns, one to pageable memory has written it; a synchronous one between devices does not wait at
+        // all.
         let wait = match order {
             Order::In(_) => to_place == Place::Pageable,
             Order::Synchronous => !(from_place == Place::Device && to_place == Place::Device),
@@ -195,7 +196,7 @@ impl Driver {
         if width == 0 || height == 0 {
             return Ok(());
         }
-        if address % size as u64 != 0 || height > 1 && pitch % size != 0 {
+        if !address.is_multiple_of(size as u64) || height > 1 && !pitch.is_multiple_of(size) {
             return Err(invalid(format!("{address:#x} is not a multiple of {size}")).found(Kind::Misaligned));
         }
         let bytes = width.checked_mul(size).ok_or_else(|| invalid("the size overflows"))?;

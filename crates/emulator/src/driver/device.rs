@@ -109,8 +109,8 @@ pub(crate) fn attribute(options: &Options, device: usize, number: u32) -> Option
         106 => limits.blocks as i32,
         111 => SHARED_RESERVED as i32,
         115 => 1, // memory pools
-        // What is not there: textures, surfaces, managed access from both sides, interprocess handles, launches of clusters,
-        // tensor maps.
+        // What is not there: textures, surfaces, managed access from both sides, interprocess handles, launches of
+        // clusters, tensor maps.
         21..=29
         | 42..=49
         | 52..=74

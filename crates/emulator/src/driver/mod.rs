@@ -1,8 +1,8 @@
 //! The driver's objects and what may be done with them: contexts, streams, events, memory, modules, launches. The
 //! functions of the C interface, in [`crate::api`], only translate arguments.
 //!
-//! One lock guards all objects. It is given up while an operation runs, so that host functions may block and threads may
-//! enqueue meanwhile.
+//! One lock guards all objects. It is given up while an operation runs, so that host functions may block and threads
+//! may enqueue meanwhile.
 
 pub(crate) mod context;
 pub(crate) mod copy;
@@ -72,7 +72,8 @@ pub(crate) type Guard<'a> = MutexGuard<'a, State>;
 
 static DRIVER: RwLock<Option<Arc<Driver>>> = RwLock::new(None);
 
-/// Makes a driver with these settings that of the process. Objects of an earlier one are gone: their handles are refused.
+/// Makes a driver with these settings that of the process. Objects of an earlier one are gone: their handles are
+/// refused.
 ///
 /// # Errors
 /// If the settings make no sense, or the system has no addresses for the devices' memory.
@@ -237,4 +238,25 @@ pub(crate) fn call(name: &str, body: impl FnOnce(&Driver) -> Answer) -> u32 {
         failure.code
     }));
     outcome.unwrap_or(Code::UNKNOWN).0
+}
+
+/// A view of what the process's driver found, for tests that call it without loading the library.
+#[derive(Clone, Copy, Debug)]
+pub struct Inspection(());
+
+/// What the process's driver found. A program that loads the library asks [`crate::loader::Loaded`] instead.
+pub fn inspect() -> Inspection {
+    Inspection(())
+}
+
+impl Inspection {
+    /// Takes what was found since the last call.
+    pub fn findings(self) -> Vec<Finding> {
+        current().map(|driver| driver.findings.take()).unwrap_or_default()
+    }
+
+    /// What contexts have not given back.
+    pub fn leaks(self) -> Vec<Finding> {
+        current().map(|driver| driver.leaks()).unwrap_or_default()
+    }
 }

@@ -22,7 +22,6 @@ pub(crate) struct Module {
     pub(crate) storage: Vec<u64>,
     /// Bytes of constant variables.
     constant: usize,
-    version: (u32, u32),
 }
 
 /// A kernel of a module.
@@ -35,7 +34,6 @@ pub(crate) struct Function {
     pub(crate) dynamic_limit: u32,
     carveout: i32,
     constant: usize,
-    version: (u32, u32),
 }
 
 /// The latest major version of PTX that is read.
@@ -73,8 +71,7 @@ impl Driver {
         let constant = module.variables.iter().filter(|variable| variable.space == Space::Constant);
         let constant = constant.filter_map(|variable| variable.size).sum();
         let handle = new_handle();
-        let version = module.version;
-        let module = Module { context, kernels, handles: HashMap::new(), globals, storage, constant, version };
+        let module = Module { context, kernels, handles: HashMap::new(), globals, storage, constant };
         self.lock().modules.insert(handle, module);
         Ok(handle)
     }
@@ -182,7 +179,6 @@ impl Driver {
             program,
             carveout: -1,
             constant: module.constant,
-            version: module.version,
         };
         let own = new_handle();
         functions.insert(own, function);
@@ -206,8 +202,7 @@ impl Driver {
 
     /// cuFuncGetAttribute.
     pub(crate) fn function_attribute(&self, handle: Handle, attribute: u32) -> Answer<i32> {
-        let Function { program, version, dynamic_limit, carveout, constant, .. } = self.function(handle)?;
-        let (major, minor) = version;
+        let Function { program, dynamic_limit, carveout, constant, .. } = self.function(handle)?;
         Ok(match attribute {
             0 => program.max_threads as i32,
             1 => program.static_shared as i32,
@@ -222,7 +217,7 @@ impl Driver {
             9 => carveout,
             // Clusters, which have one thread block here.
             10..=15 => 0,
-            _ => return Err(invalid(format!("there is no function attribute {attribute} (PTX {major}.{minor})"))),
+            _ => return Err(invalid(format!("there is no function attribute {attribute}"))),
         })
     }
 

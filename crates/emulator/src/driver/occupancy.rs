@@ -32,8 +32,8 @@ pub(crate) fn resident_blocks(limits: &Limits, demand: Demand) -> u32 {
     by_threads.min(by_registers).min(by_shared).min(u64::from(limits.blocks)) as u32
 }
 
-/// Registers of a thread, estimated: PTX has as many as it likes, and only ptxas knows how many remain. At most what lets
-/// the largest thread block of the kernel be launched, as ptxas guarantees for launch bounds.
+/// Registers of a thread, estimated: PTX has as many as it likes, and only ptxas knows how many remain. At most what
+/// lets the largest thread block of the kernel be launched, as ptxas guarantees for launch bounds.
 pub(crate) fn registers(program: &Program) -> u32 {
     let (words, doubles, _) = program.registers.counts();
     let written = words.saturating_add(doubles.saturating_mul(2));

@@ -1,9 +1,9 @@
 //! Streams as queues of operations, and the order among them.
 //!
-//! One device serves both scheduling and checking: a vector clock. Every operation has a number in its stream, and knows
-//! for each stream the last operation that must be over before it begins; events and synchronization pass this knowledge
-//! on. An operation may run when all that it knows of is over, and a race is two accesses of which neither knows the
-//! other.
+//! One device serves both scheduling and checking: a vector clock. Every operation has a number in its stream, and
+//! knows for each stream the last operation that must be over before it begins; events and synchronization pass this
+//! knowledge on. An operation may run when all that it knows of is over, and a race is two accesses of which neither
+//! knows the other.
 //!
 //! Knowledge is settled when an operation is enqueued, as CUDA defines it: an event that is recorded later does not
 //! concern a wait that was enqueued before.
@@ -330,5 +330,78 @@ pub(crate) fn barrier(state: &mut State, stream: &super::stream::Target) {
     {
         let clock = queue.clock(context.legacy).clone();
         queue.wait(stream.line, &clock);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Enqueues an operation that does nothing of note, and returns its stamp.
+    fn push(queue: &mut Queue, line: usize) -> Stamp {
+        queue.push(line, 0, "operation", Work::Free(0));
+        queue.lines[line].waiting.back().map(|queued| queued.stamp.clone()).unwrap()
+    }
+
+    fn finish(queue: &mut Queue, line: usize) {
+        let queued = queue.lines[line].waiting.pop_front().unwrap();
+        queue.lines[line].completed = queued.stamp.sequence;
+    }
+
+    fn follows(later: &Stamp, earlier: &Stamp) -> bool {
+        later.follows(earlier.stream, earlier.sequence)
+    }
+
+    #[test]
+    fn operations_follow_their_stream_what_it_waits_for_and_what_the_host_knows() {
+        let mut queue = Queue::new(0);
+        let (a, b) = (queue.add_line(), queue.add_line());
+        let first = push(&mut queue, a);
+        let second = push(&mut queue, a);
+        assert!(follows(&second, &first) && !follows(&first, &second));
+        let alone = push(&mut queue, b);
+        assert!(!follows(&alone, &first) && !follows(&first, &alone));
+        // b waits for what a has done so far: not for what comes later.
+        let event = queue.clock(a).clone();
+        let third = push(&mut queue, a);
+        queue.wait(b, &event);
+        let after = push(&mut queue, b);
+        assert!(follows(&after, &second) && !follows(&after, &third));
+        // Knowledge passes on.
+        let c = queue.add_line();
+        let event = queue.clock(b).clone();
+        queue.wait(c, &event);
+        assert!(follows(&push(&mut queue, c), &first));
+        // What the host has waited for, everything later follows; and what the host did itself.
+        queue.host_knows(&[0, 3]);
+        let host = queue.host_stamp("host");
+        assert!(follows(&host, &third) && !follows(&host, &alone));
+        let d = queue.add_line();
+        let last = push(&mut queue, d);
+        assert!(follows(&last, &third) && follows(&last, &host) && !follows(&last, &alone));
+    }
+
+    #[test]
+    fn only_what_waits_for_nothing_is_chosen() {
+        let mut queue = Queue::new(1);
+        let (a, b) = (queue.add_line(), queue.add_line());
+        assert_eq!(queue.choose(false), None);
+        push(&mut queue, b);
+        let event = queue.clock(b).clone();
+        queue.wait(a, &event);
+        push(&mut queue, a);
+        assert!((0..50).all(|_| queue.choose(true) == Some(b)));
+        finish(&mut queue, b);
+        assert_eq!(queue.choose(true), Some(a));
+        // In the order of enqueuing, or at random.
+        push(&mut queue, b);
+        assert_eq!(queue.choose(false), Some(a));
+        let chosen: Vec<usize> = (0..200).filter_map(|_| queue.choose(true)).collect();
+        assert!(chosen.contains(&a) && chosen.contains(&b));
+        // What had to wait is not asked again before something has happened.
+        queue.lines[a].stalled = Some(queue.progress);
+        assert_eq!(queue.choose(false), Some(b));
+        queue.progress += 1;
+        assert_eq!(queue.choose(false), Some(a));
     }
 }

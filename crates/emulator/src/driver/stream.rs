@@ -144,7 +144,9 @@ impl Driver {
     pub(crate) fn synchronize_stream(&self, handle: Handle) -> Answer {
         let mut state = self.lock();
         let target = state.stream(handle)?;
-        super::queue::barrier(&mut state, &target);
+        if target.is_legacy {
+            super::queue::barrier(&mut state, &target);
+        }
         let clock = state.queue.clock(target.line).clone();
         let mut state = self.wait(state, &clock);
         state.surface(target.context)
