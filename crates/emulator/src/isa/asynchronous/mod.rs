@@ -51,7 +51,9 @@ pub enum Op {
 pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
     let modifiers: Vec<&str> = instruction.modifiers.iter().map(String::as_str).collect();
     let op = match (instruction.opcode.as_str(), modifiers.as_slice()) {
-        ("cp", ["async", "bulk", "commit_group" | "wait_group", ..]) => bulk::decode_group(&modifiers[2..], instruction)?,
+        ("cp", ["async", "bulk", "commit_group" | "wait_group", ..]) => {
+            bulk::decode_group(&modifiers[2..], instruction)?
+        }
         ("cp", ["async", "bulk", "tensor", rest @ ..]) => tensor::decode(scope, rest, instruction)?,
         ("cp", ["async", "bulk", "prefetch", "tensor", ..]) => Op::Nothing,
         ("cp", ["async", "bulk", rest @ ..]) => bulk::decode(scope, rest, instruction)?,
@@ -130,7 +132,7 @@ impl Shared {
 /// Checks that `size` bytes from `offset` on are in shared memory, and that `offset` is a multiple of `align`.
 fn check_shared(context: &mut Context<'_>, lane: usize, offset: u64, size: usize, align: u64) -> Result<(), Fault> {
     let (_, length) = context.block.bytes();
-    if offset % align != 0 {
+    if !offset.is_multiple_of(align) {
         let message = format!("takes {offset:#x} in shared memory, which is not a multiple of {align}");
         return Err(Fault::lane(Kind::Misaligned, lane, message));
     }

@@ -197,7 +197,8 @@ impl Tensor {
         match TensorMap::from_bytes(&bytes) {
             Some(map) if map.rank == self.coordinates.len() => Ok(map),
             Some(map) => {
-                let message = format!("takes a tensor of {} dimensions for one of {}", map.rank, self.coordinates.len());
+                let message =
+                    format!("takes a tensor of {} dimensions for one of {}", map.rank, self.coordinates.len());
                 Err(Fault::lane(Kind::Undefined, lane, message))
             }
             None => {

@@ -246,9 +246,10 @@ mod tests {
     #[test]
     fn movmatrix_transposes() {
         let mut registers = Registers::default();
-        (registers.add_word(0), registers.add_word(0));
+        registers.add_word(0);
+        registers.add_word(0);
         // Element (row, column) is 8·row + column.
-        let from = std::array::from_fn(|lane| 2 * lane as u32 | (2 * lane as u32 + 1) << 16);
+        let from = std::array::from_fn(|lane| (2 * lane as u32) | ((2 * lane as u32 + 1) << 16));
         registers.set_word(W(0), u32::MAX, &from);
         Transpose { to: W(1), from: W(0) }.execute(&mut registers);
         let to = registers.word(W(1));

@@ -104,7 +104,7 @@ fn low_bits(value: i64) -> u32 {
     value as u32
 }
 
-/// Integers from −8 to 8 as e5m2, which is the upper byte of an f16; of odd ones above 4 only 5 and 7 … are exact.
+/// Integers from −4 to 4, which are exact, as e5m2: the upper byte of an f16.
 fn e5m2_bits(value: i64) -> u32 {
     f16_bits(value) >> 8
 }
@@ -442,7 +442,8 @@ fn bits_by_xor() {
 
 #[test]
 fn doubles() {
-    let shapes: [(&str, [usize; 4], usize, usize, Formula, Formula, Formula); 4] = [
+    type Case = (&'static str, [usize; 4], usize, usize, Formula, Formula, Formula);
+    let shapes: [Case; 4] = [
         ("m8n8k4", [2, 1, 1, 2], 8, 4, |lane, _| (lane >> 2, lane % 4), |lane, _| (lane % 4, lane >> 2), c8),
         (
             "m16n8k4",
@@ -543,9 +544,7 @@ const SPARSE: &[Sparse] = &[
         depth: 32,
         chunk: 4,
         selectors: 2,
-        a: |lane, i| {
-            (below(lane, !(i < 2 || (4..6).contains(&i))), place(lane) * 4 + if i >= 4 { 16 } else { 0 })
-        },
+        a: |lane, i| (below(lane, !(i < 2 || (4..6).contains(&i))), place(lane) * 4 + if i >= 4 { 16 } else { 0 }),
         b: |lane, i| (place(lane) * 2 + (i & 1) + i / 2 * 8, group(lane)),
         metadata: |selector, half, chunk| (2 * selector + chunk / 4, half * 16 + chunk % 4 * 4),
         encode: bf16_bits,
@@ -624,7 +623,7 @@ fn run_sparse(case: &Sparse, selector: usize, ordered: bool) {
     let mut a = vec![vec![0i64; case.depth]; 16];
     let mut columns = vec![vec![Vec::new(); case.depth / case.chunk]; 16];
     for row in 0..16 {
-        for chunk in 0..case.depth / case.chunk {
+        for (chunk, stored) in columns[row].iter_mut().enumerate() {
             let first = chunk * case.chunk;
             let (chosen, bits) = match kept {
                 1 => [(vec![first], 0b0100), (vec![first + 1], 0b1110)][random.between(0, 1) as usize].clone(),
@@ -640,7 +639,7 @@ fn run_sparse(case: &Sparse, selector: usize, ordered: bool) {
             for &column in &chosen {
                 a[row][column] = random.between(-case.range, case.range);
             }
-            columns[row][chunk] = chosen;
+            *stored = chosen;
             let (lane, shift) = (case.metadata)(selector, row / 8, chunk);
             put(&mut registers, metadata, 4 * (row % 8) + lane, shift, bits);
         }
