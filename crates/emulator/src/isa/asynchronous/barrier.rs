@@ -342,8 +342,8 @@ fn update(
     let mut before = [0; LANES];
     for lane in lanes(mask) {
         let pointer = pointers[lane].cast::<u64>();
-        // SAFETY: `locate` gave a pointer to 8 aligned bytes of shared memory for each lane of the mask; a block's shared
-        // memory is touched only by the host thread that runs the block.
+        // SAFETY: `locate` gave a pointer to 8 aligned bytes of shared memory for each lane of the mask; a block's
+        // shared memory is touched only by the host thread that runs the block.
         let word = unsafe { pointer.read() };
         before[lane] = word;
         let after = State::parse(word).and_then(|state| f(lane, state)).map_err(|message| undefined(lane, message))?;

@@ -34,8 +34,8 @@ enum Direction {
 pub enum Group {
     /// `cp.async.bulk.commit_group`.
     Commit,
-    /// `cp.async.bulk.wait_group`: until at most so many groups are pending. With `.read` too, the copies are carried out
-    /// as a whole.
+    /// `cp.async.bulk.wait_group`: until at most so many groups are pending. With `.read` too, the copies are carried
+    /// out as a whole.
     Wait(u32),
 }
 
@@ -161,8 +161,8 @@ impl Transfer {
 
 /// Reads from global memory that was checked when the copy was issued.
 pub(super) fn read_global(from: u64, bytes: &mut [u8]) {
-    // SAFETY: the range was checked by `look_at_global` when the copy was issued, in this launch, which holds all memory
-    // that was allocated when it began.
+    // SAFETY: the range was checked by `look_at_global` when the copy was issued, in this launch, which holds all
+    // memory that was allocated when it began.
     unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
 }
 

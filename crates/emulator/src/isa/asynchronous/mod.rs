@@ -2,14 +2,14 @@
 //! `cp.async.bulk` and its tensor form.
 //!
 //! Copies are carried out as late as a program allows. When one is issued, its addresses are checked and it is put on a
-//! list of the thread block; the bytes move when its thread waits for its group, or when somebody tests the mbarrier that
-//! it completes and that is not complete yet. A program that forgets to wait, or waits for too little, thus reads what
-//! was there before. What is pending when its thread exits is dropped: shared memory ends with the block, and a copy out
-//! of it that nobody waited for (not even with `.read`) reads from memory that the block no longer has.
+//! list of the thread block; the bytes move when its thread waits for its group, or when somebody tests the mbarrier
+//! that it completes and that is not complete yet. A program that forgets to wait, or waits for too little, thus reads
+//! what was there before. What is pending when its thread exits is dropped: shared memory ends with the block, and a
+//! copy out of it that nobody waited for (not even with `.read`) reads from memory that the block no longer has.
 //!
-//! `fence.proxy` and `griddepcontrol` do nothing: there is one proxy here, and launches do not overlap. Clusters have one
-//! block, so that `shared::cluster` addresses are those of the block. Not supported, and refused where they are decoded:
-//! `multicast::cluster`, `cp.reduce.async.bulk`, im2col and gather modes of tensors, byte masks.
+//! `fence.proxy` and `griddepcontrol` do nothing: there is one proxy here, and launches do not overlap. Clusters have
+//! one block, so that `shared::cluster` addresses are those of the block. Not supported, and refused where they are
+//! decoded: `multicast::cluster`, `cp.reduce.async.bulk`, im2col and gather modes of tensors, byte masks.
 
 pub mod barrier;
 pub mod bulk;

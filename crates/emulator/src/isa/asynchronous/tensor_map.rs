@@ -1,5 +1,5 @@
-//! Tensor maps: what `cuTensorMapEncodeTiled` writes for the tensor form of `cp.async.bulk`. The real layout of their 128
-//! bytes is not published; this one is our own.
+//! Tensor maps: what `cuTensorMapEncodeTiled` writes for the tensor form of `cp.async.bulk`. The real layout of their
+//! 128 bytes is not published; this one is our own.
 //!
 //! ```text
 //!   0..4   "TMAP"                        16..56   dimensions, 5 × u64, innermost first

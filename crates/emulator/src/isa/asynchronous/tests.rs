@@ -32,8 +32,9 @@ impl Default for Kernel<'_> {
 }
 
 impl Kernel<'_> {
-    /// Registers: `%in`, `%out` (64 bits), `%tid`, `%sa` (the address of `s`), `%ba`, `%r0` to `%r9`, `%l0` to `%l9` (64
-    /// bits), `%p0` to `%p3`. `%mine` is the address of the thread's word in `s`, `%src` and `%dst` those at `%in`, `%out`.
+    /// Registers: `%in`, `%out` (64 bits), `%tid`, `%sa` (the address of `s`), `%ba`, `%r0` to `%r9`, `%l0` to `%l9`
+    /// (64 bits), `%p0` to `%p3`. `%mine` is the address of the thread's word in `s`, `%src` and `%dst` those at `%in`,
+    /// `%out`.
     fn text(&self) -> String {
         format!(
             ".version 9.0\n.target {}\n.address_size 64\n.visible .entry k(.param .u64 a, .param .u64 b, \
@@ -178,8 +179,7 @@ fn groups_are_counted_by_thread() {
     assert_eq!(output, expected);
 }
 
-/// ISA, "cp.async": "the remaining bytes are filled with zeros"; "if ignore-src is true, data from the source is
-/// ignored and zeros are written".
+/// ISA, "cp.async": bytes beyond src-size are zero in the destination, and all are where ignore-src holds.
 #[test]
 fn what_does_not_come_from_the_source_is_zero() {
     let body = "mov.u32 %r2, -1;\nmul.wide.u32 %l0, %tid, 16;\nadd.s64 %l0, %in, %l0;\nmad.lo.u32 %r3, %tid, 16, %sa;\n\

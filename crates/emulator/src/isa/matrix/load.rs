@@ -211,8 +211,8 @@ mod tests {
         })
     }
 
-    /// ISA, "Warp-level matrix load instruction: ldmatrix", figure of the fragment layout: lane 0 holds elements 0 and 1
-    /// of row 0, lane 1 elements 2 and 3, … lane 31 elements 6 and 7 of row 7; lanes 8i to 8i + 7 give the rows of
+    /// ISA, "Warp-level matrix load instruction: ldmatrix", figure of the fragment layout: lane 0 holds elements 0 and
+    /// 1 of row 0, lane 1 elements 2 and 3, … lane 31 elements 6 and 7 of row 7; lanes 8i to 8i + 7 give the rows of
     /// matrix i.
     #[test]
     fn ldmatrix_gives_each_lane_two_elements_of_a_row() {

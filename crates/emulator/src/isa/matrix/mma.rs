@@ -1,11 +1,11 @@
 //! `mma.sync` and `mma.sp.sync`: which forms there are, and what they compute.
 //!
 //! Floating-point products are exact in f64 and are added to the accumulator in f64, always in the same order (that of
-//! [`product::accumulate`]), then rounded once to the type of D. The ISA asks for at least single precision
-//! and leaves the order open ("the accumulation order, rounding, and handling of subnormal inputs are unspecified"); the
-//! difference to any sum in single precision with depth k is at most about (k + 1)·2⁻²³·Σ|aᵢbᵢ| (twice the unit
-//! roundoff, since hardware truncates). f16 accumulators are rounded once an instruction. Inputs and results that are
-//! subnormal are kept. The f64 forms are sequences of fused multiply-adds in ascending order of the depth.
+//! [`product::accumulate`]), then rounded once to the type of D. The ISA asks for at least single precision and leaves
+//! order, rounding and the handling of subnormal inputs open; the difference to any sum in single precision with depth k
+//! is at most about (k + 1)·2⁻²³·Σ|aᵢbᵢ| (twice the unit roundoff, since hardware truncates). f16 accumulators are
+//! rounded once an instruction. Inputs and results that are subnormal are kept. The f64 forms are sequences of fused
+//! multiply-adds in ascending order of the depth.
 
 use super::elements::{Bf16, E4m3, E5m2, F16, S4, S8, Tf32, U4, U8, f16_to_f32, round_to_f16, round_to_f32};
 use super::product::{self, COLUMNS, Fragments, Selection, Sums};

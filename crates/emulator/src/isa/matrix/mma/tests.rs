@@ -411,7 +411,7 @@ fn tf32_ignores_the_lower_bits_and_nan_is_canonical() {
     assert_eq!(registers.word(names.d[1])[4], 0x7fff_ffff);
 }
 
-/// ISA: "If .satfinite is specified, the result is clamped to the range of the accumulator", else it wraps.
+/// ISA, "mma": with .satfinite the result is clamped to the range of 32 bits, else it wraps.
 #[test]
 fn integers_wrap_or_are_clamped() {
     for (saturate, expected) in [("", i32::MIN), (".satfinite", i32::MAX)] {
@@ -697,7 +697,8 @@ fn what_is_not_selected_is_not_multiplied() {
     assert_eq!(registers.word(names.d[0])[0], 0);
 }
 
-/// ISA: "0b0000, 0b0101, 0b1010, 0b1111 are invalid values for metadata"; ordered indices ascend; tf32 knows two values.
+/// ISA: "0b0000, 0b0101, 0b1010, 0b1111 are invalid values for metadata"; ordered indices ascend; tf32 knows two
+/// values.
 #[test]
 fn metadata_without_meaning_is_a_fault() {
     let shapes = [("f16", "m16n8k16"), ("tf32", "m16n8k8")];
