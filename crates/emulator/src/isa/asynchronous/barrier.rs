@@ -342,8 +342,8 @@ fn update(
     let mut before = [0; LANES];
     for lane in lanes(mask) {
         let pointer = pointers[lane].cast::<u64>();
-        // SAFETY: `locate` gave a pointer to 8 aligned bytes of shared memory for each lane of the mask; a block's shared
-        // memory is touched only by the host thread that runs the block.
+        // SAFETY: `locate` gave a pointer to 8 aligned bytes of shared memory for each lane of the mask; a block's
+        // shared memory is touched only by the host thread that runs the block.
         let word = unsafe { pointer.read() };
         before[lane] = word;
         let after = State::parse(word).and_then(|state| f(lane, state)).map_err(|message| undefined(lane, message))?;
@@ -368,7 +368,7 @@ fn arrival(order: Order) -> Access {
 /// writes thereby become known to whoever waits.
 pub(super) fn signal(context: &mut Context<'_>, mask: u32, offset: u64, signal: Signal) -> Result<(), Fault> {
     let (start, length) = context.block.bytes();
-    if offset % 8 != 0 || offset.saturating_add(8) > length as u64 {
+    if !offset.is_multiple_of(8) || offset.saturating_add(8) > length as u64 {
         return Err(Fault::warp(Kind::OutOfBounds, format!("signals an mbarrier at {offset:#x} of shared memory")));
     }
     let pointer = start.wrapping_add(offset as usize).cast::<u64>();

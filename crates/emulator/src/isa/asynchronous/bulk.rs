@@ -3,8 +3,8 @@
 use super::copy::global;
 use super::tensor::Tile;
 use super::{Op, Shared, check_shared, pending, unsupported};
-use crate::isa::matrix::load::addresses;
 use crate::check::Access;
+use crate::isa::matrix::load::addresses;
 use crate::machine::Fault;
 use crate::machine::context::{Context, Where};
 use crate::machine::registers::{LANES, W, lanes};
@@ -34,8 +34,8 @@ enum Direction {
 pub enum Group {
     /// `cp.async.bulk.commit_group`.
     Commit,
-    /// `cp.async.bulk.wait_group`: until at most so many groups are pending. With `.read` too, the copies are carried out
-    /// as a whole.
+    /// `cp.async.bulk.wait_group`: until at most so many groups are pending. With `.read` too, the copies are carried
+    /// out as a whole.
     Wait(u32),
 }
 
@@ -161,8 +161,8 @@ impl Transfer {
 
 /// Reads from global memory that was checked when the copy was issued.
 pub(super) fn read_global(from: u64, bytes: &mut [u8]) {
-    // SAFETY: the range was checked by `look_at_global` when the copy was issued, in this launch, which holds all memory
-    // that was allocated when it began.
+    // SAFETY: the range was checked by `look_at_global` when the copy was issued, in this launch, which holds all
+    // memory that was allocated when it began.
     unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
 }
 
@@ -242,12 +242,7 @@ pub(super) fn look_at_shared(context: &mut Context<'_>, lane: usize, from: u64, 
 }
 
 /// Has the copy complete the barrier of its lane.
-pub(super) fn signal(
-    context: &mut Context<'_>,
-    barrier: u64,
-    lane: usize,
-    what: Moved,
-) -> Result<(), Fault> {
+pub(super) fn signal(context: &mut Context<'_>, barrier: u64, lane: usize, what: Moved) -> Result<(), Fault> {
     super::barrier::announce(context, 1 << lane, barrier, false)?;
     let (warp, pc) = (context.first_thread / LANES, context.pc);
     context.pending.signal_transfer(barrier, warp, pc, Transfer { lane, pc, what });
@@ -263,7 +258,7 @@ impl Bulk {
         let sizes = *context.registers.word(self.size);
         for lane in lanes(mask) {
             let size = sizes[lane] as usize;
-            if u64::from(sizes[lane]) % GRAIN != 0 {
+            if !u64::from(sizes[lane]).is_multiple_of(GRAIN) {
                 let message = format!("copies {size} bytes in bulk, which is not a multiple of {GRAIN}");
                 return Err(Fault::lane(Kind::Undefined, lane, message));
             }

@@ -1,11 +1,11 @@
 //! `cp.async`: small copies from global to shared memory, each thread its own, and the groups by which they are waited
 //! for (ISA, "Data Movement and Conversion Instructions: Asynchronous copy", non-bulk copies).
 
-use super::pending::{self, Wait};
 use super::bulk::{read_global, write_shared};
+use super::pending::{self, Wait};
 use super::{Op, Shared, check_shared, unsupported};
-use crate::isa::matrix::load::addresses;
 use crate::check::Access;
+use crate::isa::matrix::load::addresses;
 use crate::machine::Fault;
 use crate::machine::context::{Context, Where};
 use crate::machine::registers::{Double, LANES, P, W, lanes, mask_of};
@@ -93,7 +93,9 @@ pub fn decode(scope: &mut Scope<'_>, modifiers: &[&str], instruction: &Instructi
             };
             let taken = match rest {
                 [] => Taken::All,
-                [operand] if scope.register_type(operand) == Some(Type::Pred) => Taken::Unless(scope.predicate(operand)?),
+                [operand] if scope.register_type(operand) == Some(Type::Pred) => {
+                    Taken::Unless(scope.predicate(operand)?)
+                }
                 [operand] => Taken::Bytes(scope.word(operand, Type::U32)?),
                 _ => return Err("cp.async takes at most five operands".to_owned()),
             };
@@ -160,7 +162,7 @@ impl Copy {
         }
         for lane in lanes(mask) {
             check_shared(context, lane, to[lane], size, size as u64)?;
-            if from[lane] % size as u64 != 0 {
+            if !from[lane].is_multiple_of(size as u64) {
                 let message = format!("copies {size} bytes from {:#x}, which is not a multiple of {size}", from[lane]);
                 return Err(Fault::lane(Kind::Misaligned, lane, message));
             }

@@ -2,14 +2,14 @@
 //! `cp.async.bulk` and its tensor form.
 //!
 //! Copies are carried out as late as a program allows. When one is issued, its addresses are checked and it is put on a
-//! list of the thread block; the bytes move when its thread waits for its group, or when somebody tests the mbarrier that
-//! it completes and that is not complete yet. A program that forgets to wait, or waits for too little, thus reads what
-//! was there before. What is pending when its thread exits is dropped: shared memory ends with the block, and a copy out
-//! of it that nobody waited for (not even with `.read`) reads from memory that the block no longer has.
+//! list of the thread block; the bytes move when its thread waits for its group, or when somebody tests the mbarrier
+//! that it completes and that is not complete yet. A program that forgets to wait, or waits for too little, thus reads
+//! what was there before. What is pending when its thread exits is dropped: shared memory ends with the block, and a
+//! copy out of it that nobody waited for (not even with `.read`) reads from memory that the block no longer has.
 //!
-//! `fence.proxy` and `griddepcontrol` do nothing: there is one proxy here, and launches do not overlap. Clusters have one
-//! block, so that `shared::cluster` addresses are those of the block. Not supported, and refused where they are decoded:
-//! `multicast::cluster`, `cp.reduce.async.bulk`, im2col and gather modes of tensors, byte masks.
+//! `fence.proxy` and `griddepcontrol` do nothing: there is one proxy here, and launches do not overlap. Clusters have
+//! one block, so that `shared::cluster` addresses are those of the block. Not supported, and refused where they are
+//! decoded: `multicast::cluster`, `cp.reduce.async.bulk`, im2col and gather modes of tensors, byte masks.
 
 pub mod barrier;
 pub mod bulk;
@@ -51,7 +51,9 @@ pub enum Op {
 pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
     let modifiers: Vec<&str> = instruction.modifiers.iter().map(String::as_str).collect();
     let op = match (instruction.opcode.as_str(), modifiers.as_slice()) {
-        ("cp", ["async", "bulk", "commit_group" | "wait_group", ..]) => bulk::decode_group(&modifiers[2..], instruction)?,
+        ("cp", ["async", "bulk", "commit_group" | "wait_group", ..]) => {
+            bulk::decode_group(&modifiers[2..], instruction)?
+        }
         ("cp", ["async", "bulk", "tensor", rest @ ..]) => tensor::decode(scope, rest, instruction)?,
         ("cp", ["async", "bulk", "prefetch", "tensor", ..]) => Op::Nothing,
         ("cp", ["async", "bulk", rest @ ..]) => bulk::decode(scope, rest, instruction)?,
@@ -130,7 +132,7 @@ impl Shared {
 /// Checks that `size` bytes from `offset` on are in shared memory, and that `offset` is a multiple of `align`.
 fn check_shared(context: &mut Context<'_>, lane: usize, offset: u64, size: usize, align: u64) -> Result<(), Fault> {
     let (_, length) = context.block.bytes();
-    if offset % align != 0 {
+    if !offset.is_multiple_of(align) {
         let message = format!("takes {offset:#x} in shared memory, which is not a multiple of {align}");
         return Err(Fault::lane(Kind::Misaligned, lane, message));
     }

@@ -139,13 +139,7 @@ pub(super) fn wait(context: &mut Context<'_>, mask: u32, wait: Wait) {
 
 /// Carries out those copies of a warp, in the order of issue, for whose lanes in `mask` `due` holds; `by_engine` if an
 /// mbarrier tells of it.
-fn land(
-    context: &mut Context<'_>,
-    index: usize,
-    mask: u32,
-    by_engine: bool,
-    due: impl Fn(&Copies, usize) -> bool,
-) {
+fn land(context: &mut Context<'_>, index: usize, mask: u32, by_engine: bool, due: impl Fn(&Copies, usize) -> bool) {
     let Some(warp) = context.pending.warps.get_mut(index) else { return };
     let mut list = std::mem::take(&mut warp.copies);
     for copies in &mut list {
@@ -175,9 +169,8 @@ pub(super) fn wait_bulk(context: &mut Context<'_>, mask: u32, allowed: u32) -> R
         }
         !is_due
     });
-    due.iter().try_for_each(|transfer| {
-        super::on_behalf(context, index, transfer.pc, |context| transfer.carry_out(context))
-    })
+    due.iter()
+        .try_for_each(|transfer| super::on_behalf(context, index, transfer.pc, |context| transfer.carry_out(context)))
 }
 
 /// Does all that completes the mbarrier at `barrier`, in the order of issue.

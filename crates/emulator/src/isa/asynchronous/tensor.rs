@@ -1,5 +1,5 @@
-//! `cp.async.bulk.tensor`: copies of a box of a tensor, in tiled mode. Elements outside of the tensor are zero when they
-//! are read, and not written; the bytes that an mbarrier counts are those of the whole box.
+//! `cp.async.bulk.tensor`: copies of a box of a tensor, in tiled mode. Elements outside of the tensor are zero when
+//! they are read, and not written; the bytes that an mbarrier counts are those of the whole box.
 
 use super::bulk::{
     Moved, Transfer, destined, look_at_global, look_at_shared, read_global, read_shared, signal, without_hint,
@@ -197,7 +197,8 @@ impl Tensor {
         match TensorMap::from_bytes(&bytes) {
             Some(map) if map.rank == self.coordinates.len() => Ok(map),
             Some(map) => {
-                let message = format!("takes a tensor of {} dimensions for one of {}", map.rank, self.coordinates.len());
+                let message =
+                    format!("takes a tensor of {} dimensions for one of {}", map.rank, self.coordinates.len());
                 Err(Fault::lane(Kind::Undefined, lane, message))
             }
             None => {

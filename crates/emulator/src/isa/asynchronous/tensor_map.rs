@@ -1,5 +1,5 @@
-//! Tensor maps: what `cuTensorMapEncodeTiled` writes for the tensor form of `cp.async.bulk`. The real layout of their 128
-//! bytes is not published; this one is our own.
+//! Tensor maps: what `cuTensorMapEncodeTiled` writes for the tensor form of `cp.async.bulk`. The real layout of their
+//! 128 bytes is not published; this one is our own.
 //!
 //! ```text
 //!   0..4   "TMAP"                        16..56   dimensions, 5 × u64, innermost first
@@ -125,7 +125,7 @@ impl TensorMap {
         if !matches!(self.element, 1 | 2 | 4 | 8) {
             return refuse(format!("elements of {} bytes", self.element));
         }
-        if self.address % 16 != 0 {
+        if !self.address.is_multiple_of(16) {
             return refuse(format!("a tensor at {:#x}, which is not a multiple of 16", self.address));
         }
         for axis in 0..self.rank {
@@ -133,17 +133,19 @@ impl TensorMap {
                 let (dimension, tile) = (self.dimensions[axis], self.tile[axis]);
                 return refuse(format!("{dimension} elements in boxes of {tile} along dimension {axis}"));
             }
-            if axis > 0 && (self.strides[axis] % 16 != 0 || self.strides[axis] >= 1 << 40) {
+            if axis > 0 && (!self.strides[axis].is_multiple_of(16) || self.strides[axis] >= 1 << 40) {
                 return refuse(format!("a stride of {} bytes along dimension {axis}", self.strides[axis]));
             }
         }
         let inner = self.tile[0] as usize * self.element;
         match self.swizzle.span() {
-            None if inner % 16 != 0 => refuse(format!("a box with rows of {inner} bytes, not a multiple of 16")),
-            // Narrower rows are allowed, but where they go is not published.
-            Some(span) if inner != span => {
-                refuse(format!("a box with rows of {inner} bytes for a swizzle of {span}; only equal ones are supported"))
+            None if !inner.is_multiple_of(16) => {
+                refuse(format!("a box with rows of {inner} bytes, not a multiple of 16"))
             }
+            // Narrower rows are allowed, but where they go is not published.
+            Some(span) if inner != span => refuse(format!(
+                "a box with rows of {inner} bytes for a swizzle of {span}; only equal ones are supported"
+            )),
             _ => Ok(()),
         }
     }

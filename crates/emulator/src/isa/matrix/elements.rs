@@ -65,7 +65,8 @@ element! {
 /// The f16 in the lower 16 bits, widened without branches so that loops over it vectorize.
 #[inline(always)]
 pub fn f16_to_f32(bits: u32) -> f32 {
-    // The exponent's bias differs by 112; scaling, unlike adding it to the bits, is right for subnormal numbers as well.
+    // The exponent's bias differs by 112; scaling, unlike adding it to the bits, is right for subnormal numbers as
+    // well.
     let scaled = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((112 + 127) << 23);
     let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
     f32::from_bits(scaled.to_bits() | special | (bits & 0x8000) << 16)

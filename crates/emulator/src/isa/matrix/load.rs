@@ -211,8 +211,8 @@ mod tests {
         })
     }
 
-    /// ISA, "Warp-level matrix load instruction: ldmatrix", figure of the fragment layout: lane 0 holds elements 0 and 1
-    /// of row 0, lane 1 elements 2 and 3, … lane 31 elements 6 and 7 of row 7; lanes 8i to 8i + 7 give the rows of
+    /// ISA, "Warp-level matrix load instruction: ldmatrix", figure of the fragment layout: lane 0 holds elements 0 and
+    /// 1 of row 0, lane 1 elements 2 and 3, … lane 31 elements 6 and 7 of row 7; lanes 8i to 8i + 7 give the rows of
     /// matrix i.
     #[test]
     fn ldmatrix_gives_each_lane_two_elements_of_a_row() {
@@ -246,9 +246,10 @@ mod tests {
     #[test]
     fn movmatrix_transposes() {
         let mut registers = Registers::default();
-        (registers.add_word(0), registers.add_word(0));
+        registers.add_word(0);
+        registers.add_word(0);
         // Element (row, column) is 8·row + column.
-        let from = std::array::from_fn(|lane| 2 * lane as u32 | (2 * lane as u32 + 1) << 16);
+        let from = std::array::from_fn(|lane| (2 * lane as u32) | ((2 * lane as u32 + 1) << 16));
         registers.set_word(W(0), u32::MAX, &from);
         Transpose { to: W(1), from: W(0) }.execute(&mut registers);
         let to = registers.word(W(1));

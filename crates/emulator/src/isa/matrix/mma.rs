@@ -1,11 +1,11 @@
 //! `mma.sync` and `mma.sp.sync`: which forms there are, and what they compute.
 //!
-//! Floating-point products are exact in f64 and are added to the accumulator in f64, in ascending order of the depth
-//! within each position of a register, then rounded once to the type of D. The ISA asks for at least single precision
-//! and leaves the order open ("the accumulation order, rounding, and handling of subnormal inputs are unspecified"); the
-//! difference to any sum in single precision with depth k is at most about (k + 1)·2⁻²³·Σ|aᵢbᵢ| (twice the unit
-//! roundoff, since hardware truncates). f16 accumulators are rounded once an instruction. Inputs and results that are
-//! subnormal are kept. The f64 forms are sequences of fused multiply-adds in ascending order of the depth.
+//! Floating-point products are exact in f64 and are added to the accumulator in f64, always in the same order (that of
+//! [`product::accumulate`]), then rounded once to the type of D. The ISA asks for at least single precision and leaves
+//! order, rounding and the handling of subnormal inputs open; the difference to any sum in single precision with depth k
+//! is at most about (k + 1)·2⁻²³·Σ|aᵢbᵢ| (twice the unit roundoff, since hardware truncates). f16 accumulators are
+//! rounded once an instruction. Inputs and results that are subnormal are kept. The f64 forms are sequences of fused
+//! multiply-adds in ascending order of the depth.
 
 use super::elements::{Bf16, E4m3, E5m2, F16, S4, S8, Tf32, U4, U8, f16_to_f32, round_to_f16, round_to_f32};
 use super::product::{self, COLUMNS, Fragments, Selection, Sums};
@@ -131,6 +131,16 @@ struct Form<'a> {
     bits: Bits,
 }
 
+/// A form that exists.
+struct Shape {
+    rows: usize,
+    depth: usize,
+    inputs: (Input, Input),
+    accumulator: Type,
+    /// The first architecture that has it.
+    architecture: u32,
+}
+
 impl<'a> Form<'a> {
     /// Takes them apart in the order that the ISA prescribes.
     fn parse(instruction: &'a Instruction) -> Option<Self> {
@@ -154,9 +164,8 @@ impl<'a> Form<'a> {
         Some(Self { shape, sparse, ordered, saturate, types, bits })
     }
 
-    /// Rows and depth, the types of A and B and of the accumulators, and the first architecture that has this form
-    /// (ISA, "Multiply-and-Accumulate Instruction: mma" and "mma.sp").
-    fn resolve(&self) -> Option<(usize, usize, (Input, Input), Type, u32)> {
+    /// What it is, if there is such a form (ISA, "Multiply-and-Accumulate Instruction: mma" and "mma.sp").
+    fn resolve(&self) -> Option<Shape> {
         let [d, a, b, c] = self.types;
         let (a, b) = (Input::parse(a)?, Input::parse(b)?);
         let float = matches!(a, Input::F16 | Input::E4m3 | Input::E5m2);
@@ -199,7 +208,7 @@ impl<'a> Form<'a> {
             (true, Input::E4m3, "m16n8k64") => (16, 64, 89),
             _ => return None,
         };
-        Some((rows, depth, (a, b), accumulator, architecture))
+        Some(Shape { rows, depth, inputs: (a, b), accumulator, architecture })
     }
 
     fn name(&self) -> String {
@@ -216,7 +225,7 @@ impl<'a> Form<'a> {
 pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<isa::Op, Reason> {
     let unknown = || format!("{} is not supported", instruction.mnemonic());
     let form = Form::parse(instruction).ok_or_else(unknown)?;
-    let (rows, depth, inputs, accumulator, architecture) = form.resolve().ok_or_else(unknown)?;
+    let Shape { rows, depth, inputs, accumulator, architecture } = form.resolve().ok_or_else(unknown)?;
     if scope.target().architecture < architecture {
         return Err(format!("{} needs sm_{architecture} or later", instruction.mnemonic()));
     }

@@ -1,8 +1,9 @@
 //! Metadata of a sparse A: which of its elements each stored one is.
 //!
 //! Every two adjacent elements of tf32, and every four of the other types, keep half, described by four bits. Of the
-//! four lanes of a group, those that the *selector* names hold the bits for the group's two rows (ISA, "Matrix fragments
-//! for multiply-accumulate operation with sparse matrix A", figures of the metadata layouts):
+//! four lanes of a group, those that the *selector* names hold the bits for the group's two rows. The ISA shows where in
+//! figures; what follows is also what the order implies in which CUTLASS lays metadata out (`reorder_meta`), whose
+//! words go to the lanes of a group one after another:
 //!
 //! ```text
 //!                         selector   lane of the group           bits of the lane's word
