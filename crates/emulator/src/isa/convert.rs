@@ -659,3 +659,6 @@ fn floats(r: &mut Registers<'_>, m: u32, d: To, a: From, from: Float, to: Float,
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,8 @@ pub mod matrix;
 pub mod memory;
 pub mod moves;
 pub mod rounding;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod warp;
 
 use crate::machine::Class;
