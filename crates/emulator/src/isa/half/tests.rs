@@ -11,8 +11,8 @@ const BRAIN_ONE: u64 = 0x3f80;
 
 /// Halves that are numbers, of all magnitudes and near one.
 fn numbers(infinity: u32) -> impl Strategy<Value = u32> {
-    let one = if infinity == 0x7c00 { 0x3c00 } else { 0x3f80 };
-    prop_oneof![0..infinity, (one - 0x40)..(one + 0x100), 0..0x80u32]
+    let one: u32 = if infinity == 0x7c00 { 0x3c00 } else { 0x3f80 };
+    prop_oneof![0..infinity, one - 0x40..one + 0x100, 0..0x80u32]
         .prop_flat_map(|bits| prop_oneof![Just(bits), Just(bits | 0x8000)])
 }
 
