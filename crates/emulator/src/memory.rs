@@ -68,6 +68,17 @@ pub enum FreeError {
     Twice,
 }
 
+/// What the driver does with a range of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// Reads it, for somebody who looks at what is there.
+    Read,
+    /// Reads it to write the same elsewhere in device memory, whatever it is.
+    Move,
+    /// Writes it.
+    Write,
+}
+
 /// What there is at a moment: allocations and what was freed, by address.
 pub type Snapshot = Arc<Vec<Arc<Allocation>>>;
 
@@ -161,7 +172,13 @@ impl Memory {
             regions.push(Region::reserve(capacity)?);
         }
         regions.push(Region::reserve(u64::MAX)?);
-        Ok(Self { regions, table: RwLock::default(), in_use: RwLock::new(()), labels: Labels::default(), watch: Default::default() })
+        Ok(Self {
+            regions,
+            table: RwLock::default(),
+            in_use: RwLock::new(()),
+            labels: Labels::default(),
+            watch: Default::default(),
+        })
     }
 
     fn region(&self, owner: Owner) -> Option<&Region> {
@@ -237,14 +254,19 @@ impl Memory {
         self.watch.1.store(races, Ordering::Relaxed);
     }
 
+    /// Whether races are looked for.
+    pub fn watches_races(&self) -> bool {
+        self.watch.1.load(Ordering::Relaxed)
+    }
+
     /// What stream operations are called.
     pub fn labels(&self) -> &Labels {
         &self.labels
     }
 
-    /// The driver reads or writes a range of addresses in the operation `stamp`: races with operations of other streams,
-    /// and reads of what nobody wrote, are added to the findings.
-    pub fn touch(&self, range: Range<u64>, write: bool, stamp: &Stamp, findings: &Findings) {
+    /// The driver uses a range of addresses in the operation `stamp`: races with operations of other streams, and reads
+    /// of what nobody wrote, are added to the findings.
+    pub fn touch(&self, range: Range<u64>, touch: Touch, stamp: &Stamp, findings: &Findings) {
         let Some(allocation) = self.find(range.start) else { return };
         let offsets = range.start - allocation.base..range.end.min(allocation.base + allocation.size) - allocation.base;
         let add = |kind, message, other| {
@@ -253,15 +275,19 @@ impl Memory {
         };
         if let Some(initialized) = &allocation.initialized {
             let bytes = offsets.start as usize..offsets.end as usize;
-            if write {
-                initialized.set(bytes);
-            } else if let Some(first) = initialized.first_unset(bytes) {
-                let address = allocation.base + first as u64;
-                add(Kind::Uninitialized, format!("reads a byte at {address:#x} that nobody wrote"), None);
+            match touch {
+                Touch::Write => initialized.set(bytes),
+                Touch::Read => {
+                    if let Some(first) = initialized.first_unset(bytes) {
+                        let address = allocation.base + first as u64;
+                        add(Kind::Uninitialized, format!("reads a byte at {address:#x} that nobody wrote"), None);
+                    }
+                }
+                Touch::Move => {}
             }
         }
-        if self.watch.1.load(Ordering::Relaxed)
-            && let Some(conflict) = allocation.shadow.range_access(offsets, write, stamp, &self.labels)
+        if self.watches_races()
+            && let Some(conflict) = allocation.shadow.range_access(offsets, touch == Touch::Write, stamp, &self.labels)
         {
             let address = allocation.base + conflict.offset;
             let other = match &conflict.other {

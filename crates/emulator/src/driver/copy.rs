@@ -4,7 +4,7 @@ use super::error::{Answer, fail, invalid};
 use super::queue::{Outcome, Work};
 use super::{Code, Driver, Handle};
 use crate::check::order::Stamp;
-use crate::memory::Owner;
+use crate::memory::{Owner, Touch};
 use crate::report::Kind;
 
 /// One end of a copy, as the caller names it.
@@ -164,10 +164,12 @@ impl Driver {
         }
         let (width, height) = (shape.width as u64, shape.height as u64);
         if copy.from_managed {
-            self.touch_rows(from, width, shape.from_pitch as u64, height, false, stamp);
+            let stays = copy.to_managed && self.memory.find(to).is_some_and(|target| target.initialized.is_some());
+            let touch = if stays { Touch::Move } else { Touch::Read };
+            self.touch_rows(from, width, shape.from_pitch as u64, height, touch, stamp);
         }
         if copy.to_managed {
-            self.touch_rows(to, width, shape.to_pitch as u64, height, true, stamp);
+            self.touch_rows(to, width, shape.to_pitch as u64, height, Touch::Write, stamp);
         }
         for row in 0..shape.height {
             let start = match &copy.staged {
@@ -212,7 +214,7 @@ impl Driver {
         if let Err((kind, reason)) = self.memory_at(address, ((height - 1) * pitch + bytes) as u64) {
             return self.fault(kind, stamp, reason);
         }
-        self.touch_rows(address, bytes as u64, pitch as u64, height as u64, true, stamp);
+        self.touch_rows(address, bytes as u64, pitch as u64, height as u64, Touch::Write, stamp);
         for row in 0..height {
             let start = (address + (row * pitch) as u64) as *mut u8;
             // SAFETY: the rows lie in a live allocation, aligned to the size of an element, as `fill` checked.

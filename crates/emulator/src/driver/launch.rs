@@ -190,6 +190,9 @@ impl Driver {
 
     /// Runs an operation.
     pub(crate) fn execute(&self, surroundings: &Surroundings, stamp: &Stamp, work: Work) -> Outcome {
+        if self.options.races {
+            self.memory.labels().add(stamp);
+        }
         match work {
             Work::Copy(copy) => self.run_copy(stamp, copy),
             Work::Fill(fill) => self.run_fill(stamp, fill),

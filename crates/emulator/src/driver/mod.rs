@@ -124,6 +124,7 @@ impl Driver {
         }
         let memory = Memory::new(options.devices, options.memory)
             .map_err(|error| format!("no addresses for the memory of {} devices: {error}", options.devices))?;
+        memory.watch(options.uninitialized, options.races);
         let state = State {
             initialized: false,
             contexts: HashMap::new(),

@@ -3,10 +3,10 @@
 use super::device::{SHARED_DEFAULT, limits};
 use super::error::{Answer, Code, fail, invalid};
 use super::{Driver, Handle, State, new_handle, not_found};
-use crate::memory::Owner;
+use crate::memory::{Owner, Touch};
 use crate::program::{self, Addresses, Program};
-use crate::ptx::ast::{self, Space};
 use crate::ptx;
+use crate::ptx::ast::{self, Space};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -140,7 +140,7 @@ impl Driver {
             }
             // SAFETY: so many bytes were allocated at this address just now, and nobody else knows it.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, size) };
-            self.touch_rows(address, size as u64, size as u64, 1, true, &stamp);
+            self.touch_rows(address, size as u64, size as u64, 1, Touch::Write, &stamp);
         }
         Ok((globals, addresses))
     }

@@ -4,7 +4,7 @@ use super::error::{Answer, Code, fail, invalid};
 use super::queue::Work;
 use super::{Driver, Handle};
 use crate::check::order::Stamp;
-use crate::memory::{Allocation, FreeError, Owner};
+use crate::memory::{Allocation, FreeError, Owner, Touch};
 use crate::report::Kind;
 use std::sync::Arc;
 
@@ -159,12 +159,12 @@ impl Driver {
     }
 
     /// Records an access of rows for the checks.
-    pub(crate) fn touch_rows(&self, address: u64, width: u64, pitch: u64, height: u64, write: bool, stamp: &Stamp) {
+    pub(crate) fn touch_rows(&self, address: u64, width: u64, pitch: u64, height: u64, touch: Touch, stamp: &Stamp) {
         let (width, height) = if width == pitch { (width * height, 1) } else { (width, height) };
         for row in 0..height {
             let start = address + row * pitch;
             if width > 0 {
-                self.memory.touch(start..start + width, write, stamp, &self.findings);
+                self.memory.touch(start..start + width, touch, stamp, &self.findings);
             }
         }
     }

@@ -4,6 +4,7 @@ use super::error::{Answer, Code, fail, invalid};
 use super::queue::{HostFunction, Outcome, Work};
 use super::{Driver, Guard, Handle, State, new_handle, not_found};
 use crate::check::order::Stamp;
+use crate::memory::Touch;
 use crate::report::Kind;
 use emulator_link::Region;
 use std::ffi::c_void;
@@ -249,7 +250,14 @@ impl Driver {
     }
 
     fn touch_region(&self, region: &Region, stamp: &Stamp) {
-        self.touch_rows(region.address, region.width, region.pitch, region.height, region.write != 0, stamp);
+        self.touch_rows(
+            region.address,
+            region.width,
+            region.pitch,
+            region.height,
+            if region.write != 0 { Touch::Write } else { Touch::Read },
+            stamp,
+        );
     }
 
     /// Waits for an operation, and tells what went wrong in its context.

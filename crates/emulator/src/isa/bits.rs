@@ -627,3 +627,6 @@ impl Word3 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -457,3 +457,6 @@ impl Op {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -659,3 +659,6 @@ fn floats(r: &mut Registers, m: u32, d: To, a: From, from: Float, to: Float, sty
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

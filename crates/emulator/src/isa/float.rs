@@ -441,3 +441,6 @@ impl Two {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

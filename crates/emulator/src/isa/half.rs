@@ -253,3 +253,6 @@ impl Op {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

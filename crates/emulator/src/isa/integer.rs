@@ -848,3 +848,6 @@ impl Double3 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

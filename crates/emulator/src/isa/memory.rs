@@ -38,8 +38,10 @@ pub struct Op {
 
 /// Modifiers that say how caches are used, which changes no value.
 pub(crate) fn is_hint(modifier: &str) -> bool {
-    matches!(modifier, "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "nc" | "unified" | "cta" | "gpu" | "sys" | "cluster")
-        || modifier.starts_with("L1::")
+    matches!(
+        modifier,
+        "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "nc" | "unified" | "cta" | "gpu" | "sys" | "cluster"
+    ) || modifier.starts_with("L1::")
         || modifier.starts_with("L2::")
 }
 

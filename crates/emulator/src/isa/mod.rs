@@ -18,6 +18,8 @@ pub mod memory;
 pub mod moves;
 pub mod rounding;
 pub mod system;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod warp;
 
 use crate::machine::context::Context;

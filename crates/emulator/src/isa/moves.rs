@@ -309,3 +309,6 @@ impl Op {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

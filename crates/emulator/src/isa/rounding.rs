@@ -447,3 +447,6 @@ pub fn saturate(x: f32, sat: bool) -> f32 {
     let clamped = if x > 0.0 { if x > 1.0 { 1.0 } else { x } } else { 0.0 };
     if sat { clamped } else { x }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -77,7 +77,8 @@ fn render(context: &mut Context<'_>, lane: usize, format: &str, values: u64) -> 
     while let Some(start) = rest.find('%') {
         text.push_str(&rest[..start]);
         rest = &rest[start + 1..];
-        let Some(end) = rest.find(|c: char| c.is_ascii_alphabetic() && !matches!(c, 'l' | 'h' | 'z' | 'j' | 't') || c == '%')
+        let Some(end) =
+            rest.find(|c: char| c.is_ascii_alphabetic() && !matches!(c, 'l' | 'h' | 'z' | 'j' | 't') || c == '%')
         else {
             text.push('%');
             break;
@@ -135,10 +136,7 @@ fn real(flags: &str, conversion: &str, value: f64) -> String {
 }
 
 /// What `print` writes into a buffer with a format; the format itself where it takes what is not given (`*`).
-fn with_c_format(
-    format: &str,
-    print: impl Fn(*mut libc::c_char, usize, *const libc::c_char) -> libc::c_int,
-) -> String {
+fn with_c_format(format: &str, print: impl Fn(*mut libc::c_char, usize, *const libc::c_char) -> libc::c_int) -> String {
     let plain = format[1..format.len() - 1].chars().all(|c| c.is_ascii_digit() || "-+ #.l".contains(c));
     let digits = format.split(|c: char| !c.is_ascii_digit()).map(str::len).max().unwrap_or(0);
     let Ok(c_format) = std::ffi::CString::new(format) else { return format.to_owned() };

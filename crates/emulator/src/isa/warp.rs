@@ -101,9 +101,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
                 None => return Err("a mode was expected".to_owned()),
             };
             let (destination, inside) = match destination {
-                Operand::Pair(word, predicate) => {
-                    (scope.word_named(word)?, Some(scope.predicate_to_named(predicate)?))
-                }
+                Operand::Pair(word, predicate) => (scope.word_named(word)?, Some(scope.predicate_to_named(predicate)?)),
                 other => (scope.word_to(other)?, None),
             };
             let value = scope.word(value, Type::B32)?;
@@ -134,9 +132,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         }
         ("match", [destination, value, members]) => {
             let (destination, all_equal) = match destination {
-                Operand::Pair(word, predicate) => {
-                    (scope.word_named(word)?, Some(scope.predicate_to_named(predicate)?))
-                }
+                Operand::Pair(word, predicate) => (scope.word_named(word)?, Some(scope.predicate_to_named(predicate)?)),
                 other => (scope.word_to(other)?, None),
             };
             let value = match instruction.last_type() {
@@ -212,8 +208,7 @@ impl Op {
             }
             Action::MatchAny(destination, value) => {
                 let value = wide(registers, *value);
-                let equal =
-                    std::array::from_fn(|lane| mask & mask_of(|other| value[other] == value[lane]));
+                let equal = std::array::from_fn(|lane| mask & mask_of(|other| value[other] == value[lane]));
                 registers.set_word(*destination, mask, &equal);
             }
             Action::MatchAll(destination, all_equal, value) => {

@@ -12,8 +12,6 @@ pub(crate) struct Arrival {
     /// Lanes that vote with a predicate that holds.
     pub(crate) holds: u32,
     pub(crate) pc: usize,
-    /// Whether they wait, or only arrive.
-    pub(crate) waits: bool,
     /// Whether all threads of a warp must be at the same instruction.
     pub(crate) aligned: bool,
     /// How many threads the barrier is for; all that have not exited, where there is no number.
@@ -43,13 +41,18 @@ impl Barriers {
         };
         if let Some(other) = barrier.first().filter(|other| other.count != arrival.count) {
             let say = |count: Option<u32>| count.map_or("all".to_owned(), |count| count.to_string());
-            let message =
-                format!("waits at barrier {number} for {} threads, where others wait for {}", say(arrival.count), say(other.count));
+            let message = format!(
+                "waits at barrier {number} for {} threads, where others wait for {}",
+                say(arrival.count),
+                say(other.count)
+            );
             return Err((Kind::Barrier, message));
         }
         let elsewhere = barrier.iter().find(|other| other.warp == arrival.warp && other.pc != arrival.pc);
         if arrival.aligned && elsewhere.is_some_and(|other| other.aligned) {
-            let message = format!("waits at barrier {number}, while other lanes of its warp wait for it elsewhere in the program");
+            let message = format!(
+                "waits at barrier {number}, while other lanes of its warp wait for it elsewhere in the program"
+            );
             return Err((Kind::Barrier, message));
         }
         barrier.push(arrival);

@@ -269,7 +269,12 @@ impl<'a> ThreadBlock<'a> {
                 Some(self.steps)
             } else {
                 let is_split = self.warps[index].groups.len() > 1;
-                self.random.as_mut().filter(|_| is_split).map(Random::next).filter(|drawn| drawn % 8 == 0).map(|drawn| drawn / 8)
+                self.random
+                    .as_mut()
+                    .filter(|_| is_split)
+                    .map(Random::next)
+                    .filter(|drawn| drawn % 8 == 0)
+                    .map(|drawn| drawn / 8)
             };
             let Some(chosen) = self.warps[index].pick(turn) else { return Ok(Turn::Blocked) };
             let warp = &mut self.warps[index];
@@ -437,8 +442,9 @@ impl<'a> ThreadBlock<'a> {
         let (numbers, counts) = (warp.registers.word(number), count.map(|count| warp.registers.word(count)));
         let number = numbers[lane] as usize;
         let count = counts.map(|counts| counts[lane]);
-        let differs =
-            |other: usize| numbers[other] as usize != number || counts.is_some_and(|counts| Some(counts[other]) != count);
+        let differs = |other: usize| {
+            numbers[other] as usize != number || counts.is_some_and(|counts| Some(counts[other]) != count)
+        };
         if let Some(other) = lanes(active).find(|&other| differs(other)) {
             return Err(Fault::lane(Kind::Barrier, other, "lanes of one warp name different barriers"));
         }
@@ -457,7 +463,7 @@ impl<'a> ThreadBlock<'a> {
         // Lanes that have exited, or were never there, count for barriers that count whole warps.
         let gone = !warp.alive();
         let waits = kind != control::BarrierKind::Arrive;
-        let arrival = Arrival { warp: index, lanes: active, gone, holds, pc, waits, aligned, count };
+        let arrival = Arrival { warp: index, lanes: active, gone, holds, pc, aligned, count };
         self.barriers.arrive(number, arrival).map_err(|(kind, message)| Fault::lane(kind, lane, message))?;
         self.memory.arrive(number, index, active, waits);
         if let Some(counters) = &mut self.memory.counters {
@@ -557,9 +563,8 @@ impl<'a> ThreadBlock<'a> {
             let ours = |group: &&mut Group| group.wait == Wait::Members(members) && group.mask != 0;
             let alive = warp.alive();
             // A barrier of the warp joins lanes wherever they are; any other operation those at one place.
-            let is_sync = |pc: usize| {
-                matches!(&program.steps[pc].op, Op::Warp(op) if matches!(op.action, warp::Action::Sync))
-            };
+            let is_sync =
+                |pc: usize| matches!(&program.steps[pc].op, Op::Warp(op) if matches!(op.action, warp::Action::Sync));
             let places: Vec<usize> = warp.groups.iter_mut().filter(ours).map(|group| group.pc).collect();
             for place in places {
                 let joins = |pc: usize| pc == place || is_sync(pc) && is_sync(place);

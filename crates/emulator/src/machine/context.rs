@@ -1,11 +1,11 @@
 //! What an operation of a warp sees beside its registers: memory of every space, with every access checked and counted.
 
 use super::Fault;
-use super::shared::{BlockMemory, Observed};
 use super::launch::Environment;
 use super::registers::{Double, LANES, Registers, lanes, mask_of};
-use crate::check::clocks::Touch;
+use super::shared::{BlockMemory, Observed};
 pub use crate::check::Access;
+use crate::check::clocks::Touch;
 use crate::check::initialized;
 use crate::isa::asynchronous::Pending;
 use crate::memory::{Allocation, Owner, find};
@@ -339,9 +339,7 @@ fn window_of(address: u64) -> (Space, u64) {
     match address {
         SHARED_WINDOW..LOCAL_WINDOW => (Space::Shared, SHARED_WINDOW),
         LOCAL_WINDOW..PARAMETER_WINDOW => (Space::Local, LOCAL_WINDOW),
-        _ if (PARAMETER_WINDOW..PARAMETER_WINDOW + WINDOW).contains(&address) => {
-            (Space::Parameter, PARAMETER_WINDOW)
-        }
+        _ if (PARAMETER_WINDOW..PARAMETER_WINDOW + WINDOW).contains(&address) => (Space::Parameter, PARAMETER_WINDOW),
         _ => (Space::Global, 0),
     }
 }

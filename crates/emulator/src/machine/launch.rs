@@ -172,7 +172,8 @@ pub fn run(launch: &Launch<'_>, memory: &Memory, findings: &Findings) -> Result<
             threads.into_iter().map(join).collect()
         })
     };
-    if let Some(Failure { fault, pc, block, first_thread }) = failure.into_inner().unwrap_or_else(PoisonError::into_inner)
+    if let Some(Failure { fault, pc, block, first_thread }) =
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner)
     {
         findings.add(Finding {
             kind: fault.kind,

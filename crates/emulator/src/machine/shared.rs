@@ -41,8 +41,11 @@ impl BlockMemory {
     pub(crate) fn new(launch: &Launch<'_>) -> Self {
         let length = launch.shared();
         let threads = launch.threads() as u32;
-        let races =
-            || Races { clocks: Clocks::new(0, threads), shadow: shared::Shared::new(length), barriers: Default::default() };
+        let races = || Races {
+            clocks: Clocks::new(0, threads),
+            shadow: shared::Shared::new(length),
+            barriers: Default::default(),
+        };
         Self {
             number: 0,
             counters: launch.options.profile.then(|| Counters::new(launch.program.steps.len())),
@@ -141,14 +144,7 @@ impl BlockMemory {
     }
 
     /// Reports a race.
-    fn race(
-        &self,
-        environment: &Environment<'_>,
-        access: &Observed<'_>,
-        conflict: &Conflict,
-        memory: &str,
-        base: u64,
-    ) {
+    fn race(&self, environment: &Environment<'_>, access: &Observed<'_>, conflict: &Conflict, memory: &str, base: u64) {
         let places = &environment.launch.program.places;
         let place = |pc: u32| places.get(pc as usize).cloned().unwrap_or_default();
         let other: (Place, Option<ThreadId>) = match &conflict.other {
@@ -158,9 +154,7 @@ impl BlockMemory {
             Other::SameInstruction { thread } => {
                 (place(access.pc as u32), Some(environment.thread(self.number, *thread as usize)))
             }
-            Other::InFlight { thread, pc, .. } => {
-                (place(*pc), Some(environment.thread(self.number, *thread as usize)))
-            }
+            Other::InFlight { thread, pc, .. } => (place(*pc), Some(environment.thread(self.number, *thread as usize))),
             Other::Engine { block, pc } => (place(*pc), Some(environment.thread(u64::from(*block), 0))),
             Other::Operation { label, .. } => (Place { instruction: label.to_string(), ..Place::default() }, None),
         };
@@ -208,8 +202,7 @@ impl BlockMemory {
     /// A thread arrives at the mbarrier at `offset` (`release`), or was told by it that a phase is over.
     pub(crate) fn mbarrier(&mut self, thread: usize, offset: u64, release: bool) {
         if let Some(races) = &mut self.races {
-            let (touch, order) =
-                if release { (Touch::Update, Order::Release) } else { (Touch::Load, Order::Acquire) };
+            let (touch, order) = if release { (Touch::Update, Order::Release) } else { (Touch::Load, Order::Acquire) };
             races.clocks.strong_shared(thread as u32, offset, touch, order, Scope::Block);
         }
     }

@@ -75,7 +75,8 @@ impl Bench {
 
     /// A kernel of `tests/kernels/NAME.cu`, compiled with these macros defined.
     pub fn kernel(&self, name: &str, macros: &[&str]) -> CudaFunction {
-        let module: Arc<CudaModule> = self.context.load_module(Ptx::from_src(ptx(name, macros))).expect("the module loads");
+        let module: Arc<CudaModule> =
+            self.context.load_module(Ptx::from_src(ptx(name, macros))).expect("the module loads");
         module.load_function(name).expect("the kernel is in its module")
     }
 }
