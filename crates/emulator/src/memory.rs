@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// Addresses of one region: what may be allocated from it in the life of a process, freed memory included.
-const REGION: u64 = 1 << 42;
+const REGION: u64 = 1 << 40;
 
 /// What an address is a multiple of, as `cuMemAlloc` promises, and the gap that is kept between allocations.
 const ALIGNMENT: u64 = 512;
@@ -104,7 +104,8 @@ struct Table {
 
 #[derive(Debug)]
 struct Region {
-    base: u64,
+    /// Where the mapping begins.
+    start: u64,
     next: AtomicU64,
     used: AtomicU64,
     capacity: u64,
@@ -118,8 +119,8 @@ impl Region {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let base = (address as u64).next_multiple_of(1 << 21);
-        Ok(Self { base, next: AtomicU64::new(base), used: AtomicU64::new(0), capacity })
+        let (start, first) = (address as u64, (address as u64).next_multiple_of(1 << 21));
+        Ok(Self { start, next: AtomicU64::new(first), used: AtomicU64::new(0), capacity })
     }
 
     fn allocate(&self, bytes: u64) -> Option<u64> {
@@ -127,7 +128,7 @@ impl Region {
         let charge = |used: u64| used.checked_add(bytes).filter(|&used| used <= self.capacity);
         self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, charge).ok()?;
         // A page that belongs to nobody lies behind every allocation.
-        let end = self.base + REGION - (2 << 21);
+        let end = self.start + REGION;
         let step = |next: u64| next.checked_add(room + page_size()).filter(|&next| next <= end);
         let address = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).ok()?;
         // SAFETY: these pages lie inside this region and were given to nobody yet.
@@ -151,9 +152,8 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: the region was mapped by this value, whose owner is gone with all its addresses. (What lies between
-        // the start of the mapping and `base` stays reserved.)
-        unsafe { libc::munmap(self.base as *mut _, (REGION - (2 << 21)) as usize) };
+        // SAFETY: the region was mapped by this value, whose owner is gone with all its addresses.
+        unsafe { libc::munmap(self.start as *mut _, REGION as usize) };
     }
 }
 

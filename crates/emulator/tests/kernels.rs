@@ -25,10 +25,8 @@ fn one_dimension(blocks: usize, threads: u32) -> LaunchConfig {
 
 macro_rules! launch {
     ($bench:expr, $kernel:expr, $config:expr, $($argument:expr),+) => {{
-        let mut launch = $bench.stream.launch_builder(&$kernel);
-        $(launch.arg($argument);)+
         // SAFETY: the arguments are those of the kernel, in order and with its types, and as long as it needs.
-        unsafe { launch.launch($config) }.expect("the kernel is launched");
+        unsafe { $bench.stream.launch_builder(&$kernel)$(.arg($argument))+.launch($config) }.expect("the kernel is launched");
         $bench.stream.synchronize().expect("the kernel ends");
     }};
 }

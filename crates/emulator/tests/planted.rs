@@ -45,10 +45,9 @@ macro_rules! launch {
     ($bench:expr, $kernel:expr, $blocks:expr, $threads:expr, $shared:expr, $($argument:expr),+) => {{
         let config =
             LaunchConfig { grid_dim: ($blocks, 1, 1), block_dim: ($threads, 1, 1), shared_mem_bytes: $shared };
-        let mut launch = $bench.stream.launch_builder(&$kernel);
-        $(launch.arg($argument);)+
         // SAFETY: the arguments are those of the kernel; what it does wrong, it does in an emulated device.
-        unsafe { launch.launch(config) }.and_then(|_| $bench.stream.synchronize())
+        unsafe { $bench.stream.launch_builder(&$kernel)$(.arg($argument))+.launch(config) }
+            .and_then(|_| $bench.stream.synchronize())
     }};
 }
 

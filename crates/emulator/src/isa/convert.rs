@@ -231,8 +231,7 @@ fn scalar(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason
     }
     match (Integer::of(to), Float::of(to), Integer::of(from), Float::of(from)) {
         (Some(into), _, Some(of), _) => {
-            refuse(&ALL[..10])?;
-            refuse(&ALL[11..])?;
+            refuse(&["rn", "rna", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi", "ftz", "satfinite", "relu"])?;
             let (a, d) = (source(scope, a, from)?, destination(scope, d, to)?);
             Ok(Op::Integers { d, a, from: of, to: into, clamp: sat })
         }

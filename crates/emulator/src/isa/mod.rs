@@ -105,38 +105,34 @@ impl Op {
     }
 }
 
-/// Whether the processor has the vector instructions that the families are compiled for beside the portable ones.
-pub(crate) fn has_wide_vectors() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::is_x86_feature_detected!("avx2")
-        && std::is_x86_feature_detected!("fma")
-        && std::is_x86_feature_detected!("f16c")
-        && std::is_x86_feature_detected!("bmi1")
-        && std::is_x86_feature_detected!("bmi2")
-        && std::is_x86_feature_detected!("lzcnt")
-        && std::is_x86_feature_detected!("popcnt");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+/// Proof that the processor has the vector instructions that the families are compiled for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vectors(());
+
+impl Vectors {
+    /// The proof, if it can be given. On x86-64 that is AVX2 with FMA and F16C, which all processors of the last ten
+    /// years have; a second copy of every family for older ones would double what there is to compile.
+    pub(crate) fn detect() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        let found = std::is_x86_feature_detected!("avx2")
+            && std::is_x86_feature_detected!("fma")
+            && std::is_x86_feature_detected!("f16c")
+            && std::is_x86_feature_detected!("bmi1")
+            && std::is_x86_feature_detected!("bmi2")
+            && std::is_x86_feature_detected!("lzcnt")
+            && std::is_x86_feature_detected!("popcnt");
+        #[cfg(not(target_arch = "x86_64"))]
+        let found = true;
+        found.then_some(Self(()))
+    }
 }
 
-/// Defines a function that runs an operation of one family, compiled twice: for any processor, and for AVX2 and FMA, where
-/// loops over lanes become vector instructions and `mul_add` is one of them.
+/// Defines the function that runs operations of one family, compiled so that loops over lanes become vector instructions
+/// and `mul_add` is one of them.
 macro_rules! family {
     ($name:ident, $op:ty, $($argument:ident: $ty:ty),+ => $result:ty) => {
-        #[inline]
-        fn $name(op: &$op, wide: bool, $($argument: $ty),+) -> $result {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-                fn with_vectors(op: &$op, $($argument: $ty),+) -> $result {
-                    op.execute($($argument),+)
-                }
-                if wide {
-                    // SAFETY: `wide` says that the processor has these features.
-                    return unsafe { with_vectors(op, $($argument),+) };
-                }
-            }
-            let _ = wide;
+        #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt"))]
+        fn $name(op: &$op, $($argument: $ty),+) -> $result {
             op.execute($($argument),+)
         }
     };
@@ -153,28 +149,46 @@ family!(run_memory, memory::Op, context: &mut Context<'_>, mask: u32 => Result<(
 family!(run_matrix, matrix::Op, context: &mut Context<'_>, mask: u32 => Result<Flow, Fault>);
 
 impl Op {
+    /// Carries out an operation that needs nothing but registers, for the lanes in `mask`; `false` if it is another one.
+    #[allow(unused_unsafe)] // only x86-64 has features to promise
+    #[inline(always)]
+    pub(crate) fn compute(&self, _: Vectors, registers: &mut Registers, mask: u32) -> bool {
+        // SAFETY: the proof says that the processor has the features that these functions are compiled for.
+        unsafe {
+            match self {
+                Self::Integer(op) => run_integer(op, registers, mask),
+                Self::Bits(op) => run_bits(op, registers, mask),
+                Self::Float(op) => run_float(op, registers, mask),
+                Self::Half(op) => run_half(op, registers, mask),
+                Self::Compare(op) => run_compare(op, registers, mask),
+                Self::Convert(op) => run_convert(op, registers, mask),
+                Self::Move(op) => run_move(op, registers, mask),
+                _ => return false,
+            }
+        }
+        true
+    }
+
     /// Carries out an operation for the lanes in `mask`; those that decide where a warp goes, and those that wait for
     /// other lanes, are the thread block's to carry out.
     ///
     /// # Errors
     /// If a lane cannot do what it is told.
-    #[inline]
+    #[allow(unused_unsafe)] // as above
+    #[inline(always)]
     pub(crate) fn execute(&self, context: &mut Context<'_>, mask: u32) -> Result<Flow, Fault> {
-        let wide = context.environment.wide;
+        if self.compute(context.environment.vectors, context.registers, mask) {
+            return Ok(Flow::Next);
+        }
         match self {
-            Self::Integer(op) => run_integer(op, wide, context.registers, mask),
-            Self::Bits(op) => run_bits(op, wide, context.registers, mask),
-            Self::Float(op) => run_float(op, wide, context.registers, mask),
-            Self::Half(op) => run_half(op, wide, context.registers, mask),
-            Self::Compare(op) => run_compare(op, wide, context.registers, mask),
-            Self::Convert(op) => run_convert(op, wide, context.registers, mask),
-            Self::Move(op) => run_move(op, wide, context.registers, mask),
-            Self::Memory(op) => run_memory(op, wide, context, mask)?,
+            // SAFETY: the environment holds the proof that the processor has these features.
+            Self::Memory(op) => unsafe { run_memory(op, context, mask) }?,
             Self::Atomic(op) => op.execute(context, mask)?,
-            Self::Matrix(op) => return run_matrix(op, wide, context, mask),
+            // SAFETY: as above.
+            Self::Matrix(op) => return unsafe { run_matrix(op, context, mask) },
             Self::Asynchronous(op) => return op.execute(context, mask),
             Self::Warp(op) => op.execute(context.registers, mask),
-            Self::Control(_) => {}
+            _ => {}
         }
         Ok(Flow::Next)
     }

@@ -3,7 +3,7 @@
 //! There are registers `%r0` to `%r9` of 32 bits, `%h` of 16, `%b` of 8, `%d` of 64, and predicates `%p`. Those of the
 //! number n hold argument n, cut to their size, when the lines begin; number 9 is where results are looked for.
 
-use super::Op;
+use super::Vectors;
 use crate::machine::registers::{D, P, Registers, W};
 use crate::program::{self, Addresses, Program};
 use crate::ptx;
@@ -48,24 +48,15 @@ pub(crate) fn run<const N: usize, T>(
     read(&registers)
 }
 
-/// Kept out of line: all instructions are inlined here, which each test should not pay for anew.
-#[inline(never)]
 fn execute(program: &Program, registers: &mut Registers, mask: u32) {
+    let vectors = Vectors::detect().expect("a processor that runs kernels");
     for step in &program.steps {
         let mask = match step.guard {
             Some((guard, negated)) => mask & (registers.predicate(guard) ^ if negated { u32::MAX } else { 0 }),
             None => mask,
         };
-        match &step.op {
-            Op::Integer(op) => op.execute(registers, mask),
-            Op::Bits(op) => op.execute(registers, mask),
-            Op::Float(op) => op.execute(registers, mask),
-            Op::Half(op) => op.execute(registers, mask),
-            Op::Compare(op) => op.execute(registers, mask),
-            Op::Convert(op) => op.execute(registers, mask),
-            Op::Move(op) => op.execute(registers, mask),
-            // The end of the kernel.
-            _ => break,
+        if !step.op.compute(vectors, registers, mask) {
+            break; // the end of the kernel
         }
     }
 }

@@ -8,6 +8,7 @@ use super::block::{Status, ThreadBlock};
 use super::random::Random;
 use crate::check::global;
 use crate::check::order::Stamp;
+use crate::isa::Vectors;
 use crate::memory::{Memory, Snapshot};
 use crate::options::Options;
 use crate::profile::{Counters, Geometry, Profile};
@@ -77,8 +78,8 @@ pub struct Environment<'a> {
     pub order: global::Launch,
     /// What stream operations are called.
     pub labels: &'a global::Labels,
-    /// Whether the processor has the vector instructions that the families are compiled for.
-    pub wide: bool,
+    /// That the processor has the vector instructions that are used.
+    pub(crate) vectors: Vectors,
     /// Steps that were executed, as far as they have been added up.
     steps: AtomicU64,
     /// Times a block did something that others may wait for.
@@ -136,6 +137,17 @@ const PATIENCE: u32 = 8;
 /// # Errors
 /// The kind of the first fault, which stands among the findings.
 pub fn run(launch: &Launch<'_>, memory: &Memory, findings: &Findings) -> Result<Option<Profile>, Kind> {
+    let Some(vectors) = Vectors::detect() else {
+        findings.add(Finding {
+            kind: Kind::InvalidLaunch,
+            kernel: launch.program.name.clone(),
+            place: None,
+            thread: None,
+            message: "kernels are run with AVX2, FMA and F16C, which this processor does not have".to_owned(),
+            other: None,
+        });
+        return Err(Kind::InvalidLaunch);
+    };
     let _held = memory.hold();
     let environment = Environment {
         launch,
@@ -143,7 +155,7 @@ pub fn run(launch: &Launch<'_>, memory: &Memory, findings: &Findings) -> Result<
         findings,
         order: global::Launch::new(launch.stamp.clone()),
         labels: memory.labels(),
-        wide: crate::isa::has_wide_vectors(),
+        vectors,
         steps: AtomicU64::new(0),
         progress: AtomicU64::new(0),
     };

@@ -8,7 +8,6 @@ use cudarc::nvrtc::Ptx;
 use emulator::loader::{Loaded, load};
 use emulator::options::Options;
 use emulator::report::Finding;
-use nvcc::Nvcc;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -87,7 +86,7 @@ pub fn ptx(name: &str, macros: &[&str]) -> String {
     let mut made = MADE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     let key = format!("{name} {}", macros.join(" "));
     let make = || {
-        let nvcc = Nvcc::locate().unwrap_or_else(|error| panic!("{error}"));
+        let nvcc = nvcc::locate().unwrap_or_else(|error| panic!("{error}"));
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels").join(format!("{name}.cu"));
         let mut flags = vec!["-arch=compute_80".to_owned(), "-lineinfo".to_owned(), "-std=c++17".to_owned()];
         flags.extend(macros.iter().map(|name| format!("-D{name}")));

@@ -4,7 +4,7 @@ use super::barrier::State;
 use super::tensor_map::{Swizzle, TensorMap};
 use crate::check::order::Stamp;
 use crate::machine::launch::{Launch, run};
-use crate::memory::{Memory, Owner};
+use crate::memory::{Memory, Owner, Touch};
 use crate::options::Options;
 use crate::program::{Addresses, decode};
 use crate::ptx::parse;
@@ -62,7 +62,7 @@ impl Kernel<'_> {
             // SAFETY: so many bytes were just allocated, and nobody else knows of them.
             unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), address as *mut u32, words.len()) };
             let stamp = Stamp { stream: 0, sequence: 1, known: [].into(), label: "copy".into() };
-            memory.touch(address..address + 4 * words.len() as u64, true, &stamp, &Findings::default());
+            memory.touch(address..address + 4 * words.len() as u64, Touch::Write, &stamp, &Findings::default());
             address
         };
         let (input, output) = (allocate(self.input), allocate(&vec![u32::MAX; self.output]));

@@ -53,16 +53,13 @@ proptest! {
     }
 }
 
-/// Where rounding the product or the sum before would give another half: 1.0009765625² + 2^-24 lies just above the
-/// middle between two halves.
+/// Sums a hair beside the middle of two halves, which a single cannot tell from it: 1 + 2^-10 + 2^-11 − 2^-31 would go up
+/// to the even half, and 7/4 · 37/32 − 2^-60 to the even bfloat16.
 #[test]
 fn fma_is_rounded_once() {
-    assert_eq!(half("fma.rn.f16 %h9, %h0, %h1, %h2;", [0x3c01, 0x3800, 0x0001]), 0x3801);
-    // (1 + 2^-7)·(1 + 2^-7) = 1 + 2^-6 + 2^-14, a tie of nothing; plus a tiny number it stays.
-    assert_eq!(half("fma.rn.bf16 %h9, %h0, %h1, %h2;", [0x3f81, 0x3f81, 0x0001]), 0x3f82);
-    // 1.0 · (1 + 2^-7) + 2^-8 is a tie and goes to even; 2^-8 + 2^-133 more goes up.
-    assert_eq!(half("fma.rn.bf16 %h9, %h0, %h1, %h2;", [0x3f80, 0x3f80, 0x3b80]), 0x3f80);
-    assert_eq!(half("fma.rn.bf16 %h9, %h0, %h1, %h2;", [0x3f80, 0x3b80, 0x3f80]), 0x3f80);
+    assert_eq!(half("fma.rn.f16 %h9, %h0, %h1, %h2;", [0x3c01, 0x0ffe, 0x3c01]), 0x3c01);
+    assert_eq!(half("fma.rn.bf16 %h9, %h0, %h1, %h2;", [0x3fe0, 0x3f94, 0xa180]), 0x4001);
+    assert_eq!(half("fma.rn.bf16 %h9, %h0, %h1, %h2;", [0x3fe0, 0x3f94, 0]), 0x4002);
 }
 
 #[test]

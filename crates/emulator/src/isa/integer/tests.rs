@@ -223,7 +223,7 @@ fn what_is_unknown_is_refused_by_name() {
 proptest! {
     #[test]
     fn products_agree_with_128_bits(a: u64, b: u64) {
-        prop_assert_eq!(double("mul.hi.u64 %d9, %d0, %d1;", [a, b]), (u128::from(a) * u128::from(b) >> 64) as u64);
+        prop_assert_eq!(double("mul.hi.u64 %d9, %d0, %d1;", [a, b]), ((u128::from(a) * u128::from(b)) >> 64) as u64);
         let signed = i128::from(a as i64) * i128::from(b as i64);
         prop_assert_eq!(double("mul.hi.s64 %d9, %d0, %d1;", [a, b]), (signed >> 64) as u64);
     }
