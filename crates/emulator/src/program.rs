@@ -155,6 +155,13 @@ pub fn decode(module: &Module, entry: &Function, addresses: &Addresses) -> Resul
     scope.finish(entry)
 }
 
+/// Where in the source instructions come from: file and line, and those of the call where a function was inlined.
+#[derive(Clone, Copy, Debug, Default)]
+struct Location {
+    at: (u32, u32),
+    inlined_at: Option<(u32, u32)>,
+}
+
 /// What a name stands for.
 #[derive(Clone, Debug)]
 enum Symbol {
@@ -206,7 +213,7 @@ pub struct Scope<'a> {
     labels: Vec<Option<usize>>,
     steps: Vec<Step>,
     places: Vec<Place>,
-    location: Option<(u32, u32)>,
+    location: Location,
     registers: Registers,
     word_constants: HashMap<u32, W>,
     double_constants: HashMap<u64, D>,
@@ -241,7 +248,7 @@ impl<'a> Scope<'a> {
             labels: Vec::new(),
             steps: Vec::new(),
             places: Vec::new(),
-            location: None,
+            location: Location::default(),
             registers: Registers::default(),
             word_constants: HashMap::new(),
             double_constants: HashMap::new(),
@@ -672,7 +679,9 @@ impl<'a> Scope<'a> {
                     .declare_variable(variable)
                     .map_err(|reason| Self::error(variable.line, variable.name.clone(), reason))?,
                 Statement::Instruction(instruction) => self.instruction(instruction)?,
-                Statement::Location { file, line } => self.location = Some((*file, *line)),
+                Statement::Location { file, line, inlined_at } => {
+                    self.location = Location { at: (*file, *line), inlined_at: *inlined_at };
+                }
                 Statement::Scope(inner) => self.statements(inner)?,
                 Statement::BranchTargets(..) => {}
             }
@@ -697,11 +706,16 @@ impl<'a> Scope<'a> {
 
     fn instruction(&mut self, instruction: &'a Instruction) -> Result<(), DecodeError> {
         let fail = |message: Reason| Self::error(instruction.line, instruction.mnemonic(), message);
-        let source = self.location.filter(|&(_, line)| line > 0).map(|(file, line)| {
+        let named = |(file, line): (u32, u32)| {
             let name = self.module.files.iter().find(|(index, _)| *index == file).map(|(_, name)| name.clone());
-            (name.unwrap_or_default(), line)
-        });
-        let place = Place { ptx_line: instruction.line, instruction: instruction.mnemonic(), source };
+            (line > 0).then(|| (name.unwrap_or_default(), line))
+        };
+        let place = Place {
+            ptx_line: instruction.line,
+            instruction: instruction.mnemonic(),
+            source: named(self.location.at),
+            inlined_at: self.location.inlined_at.and_then(named),
+        };
         let guard = match &instruction.guard {
             Some((name, negated)) => Some((self.predicate_named(name).map_err(fail)?, *negated)),
             None => None,

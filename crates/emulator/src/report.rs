@@ -55,6 +55,8 @@ pub struct Place {
     pub instruction: String,
     /// File and line of the source, where the PTX carries `.loc`.
     pub source: Option<(String, u32)>,
+    /// File and line of the call, where the source is of a function that was inlined.
+    pub inlined_at: Option<(String, u32)>,
 }
 
 impl fmt::Display for Place {
@@ -62,6 +64,9 @@ impl fmt::Display for Place {
         write!(f, "{} (PTX line {}", self.instruction, self.ptx_line)?;
         if let Some((file, line)) = &self.source {
             write!(f, ", {file}:{line}")?;
+        }
+        if let Some((file, line)) = &self.inlined_at {
+            write!(f, " called at {file}:{line}")?;
         }
         write!(f, ")")
     }

@@ -25,17 +25,24 @@ fn found(checked: bool, run: impl Fn(&Bench)) -> Vec<Vec<Finding>> {
     (1..=5).filter_map(each).collect()
 }
 
-/// Fails unless there is a finding of this kind in every run, in this kernel, in a source line that contains this text.
-fn assert_named(runs: &[Vec<Finding>], kind: Kind, kernel: &str, text: &str) {
+/// Whether the instruction comes from a source line of the kernel that contains this text, or from something called there.
+fn is_at(finding: &Finding, kernel: &str, text: &str) -> bool {
     let source = std::fs::read_to_string(format!("{}/tests/kernels/{kernel}.cu", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let lines: Vec<&str> = source.lines().collect();
+    let has = |(file, line): &(String, u32)| {
+        file.ends_with(&format!("{kernel}.cu")) && lines.get(*line as usize - 1).is_some_and(|line| line.contains(text))
+    };
+    let place = finding.place.as_ref();
+    place.is_some_and(|place| place.source.iter().chain(&place.inlined_at).any(has))
+}
+
+/// Fails unless there is a finding of this kind in every run, in this kernel, in a source line that contains this text.
+fn assert_named(runs: &[Vec<Finding>], kind: Kind, kernel: &str, text: &str) {
     for findings in runs {
         let shown = || findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-        let named = findings.iter().any(|finding| {
-            let place = finding.place.as_ref().and_then(|place| place.source.as_ref());
-            let line = place.and_then(|(_, line)| lines.get(*line as usize - 1));
-            finding.kind == kind && finding.kernel == kernel && line.is_some_and(|line| line.contains(text))
-        });
+        let named = findings
+            .iter()
+            .any(|finding| finding.kind == kind && finding.kernel == kernel && is_at(finding, kernel, text));
         assert!(named, "no {kind:?} at `{text}` of {kernel} among:\n{}", shown());
         assert!(findings.iter().all(|finding| finding.kind == kind), "something else than {kind:?}:\n{}", shown());
     }
@@ -110,7 +117,7 @@ fn an_index_one_past_the_end_is_out_of_bounds() {
         assert_eq!(finding.kind, Kind::OutOfBounds);
         assert_eq!(finding.thread.map(|thread| thread.thread), Some([100, 0, 0]));
         assert!(finding.message.contains("400 bytes"), "{finding}");
-        assert!(finding.place.as_ref().and_then(|place| place.source.as_ref()).is_some_and(|(_, line)| *line == 19));
+        assert!(is_at(finding, "vector_add", "sum[i] = a[i] + b[i]"), "{finding}");
     }
 }
 

@@ -139,7 +139,7 @@ fn example() -> Profile {
     Profile::new(geometry(64, 2048, Some(40)), &counters, |pc| {
         let (instruction, class) = program[pc as usize];
         let source = Some(("/src/k.cu".to_owned(), 10 + pc));
-        (Place { ptx_line: 100 + pc, instruction: instruction.to_owned(), source }, class)
+        (Place { ptx_line: 100 + pc, instruction: instruction.to_owned(), source, inlined_at: None }, class)
     })
 }
 

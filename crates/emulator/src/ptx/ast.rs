@@ -198,12 +198,14 @@ pub enum Statement {
     Variable(Variable),
     /// An instruction.
     Instruction(Instruction),
-    /// `.loc file line …`: where what follows comes from. Of an inlined place the innermost is kept.
+    /// `.loc file line …`: where what follows comes from.
     Location {
         /// Index of the file, as in [`Module::files`].
         file: u32,
         /// Its line, from 1.
         line: u32,
+        /// File and line of the call, where it stands in a function that was inlined.
+        inlined_at: Option<(u32, u32)>,
     },
     /// `{ … }`: names declared inside end with it.
     Scope(Vec<Statement>),

@@ -182,6 +182,7 @@ impl<'a> Parser<'a> {
         self.advance()?;
         let (file, line) = (self.number()?, self.number()?);
         self.number::<u64>()?;
+        let mut inlined_at = None;
         while self.take(",")? {
             match self.word("function_name or inlined_at")? {
                 "function_name" => {
@@ -191,14 +192,13 @@ impl<'a> Parser<'a> {
                     }
                 }
                 "inlined_at" => {
-                    for _ in 0..3 {
-                        self.number::<u64>()?;
-                    }
+                    inlined_at = Some((self.number()?, self.number()?));
+                    self.number::<u64>()?;
                 }
                 _ => return Err(self.unexpected("function_name or inlined_at before it")),
             }
         }
-        Ok(Statement::Location { file, line })
+        Ok(Statement::Location { file, line, inlined_at })
     }
 
     /// A variable or a function.

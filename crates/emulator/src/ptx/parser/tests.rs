@@ -345,8 +345,8 @@ fn statements() {
         other => panic!("{other:?}"),
     };
     assert_eq!(depot(&list[0]), ("__local_depot0".to_owned(), Space::Local, Some(48)));
-    assert_eq!(list[1], Statement::Location { file: 1, line: 12 });
-    assert_eq!(list[2], Statement::Location { file: 2, line: 7 });
+    assert_eq!(list[1], Statement::Location { file: 1, line: 12, inlined_at: None });
+    assert_eq!(list[2], Statement::Location { file: 2, line: 7, inlined_at: Some((1, 12)) });
     assert_eq!(list[3], Statement::Label("$L__BB0_1".to_owned()));
     assert!(matches!(&list[4], Statement::Instruction(ret) if ret.opcode == "ret" && ret.line == 10));
     let Statement::Scope(inner) = &list[5] else { panic!("{:?}", list[5]) };
