@@ -315,7 +315,8 @@ impl<'a> Shard<'a> {
             .with_context(|| name.to_owned())?;
         drop(weight);
         let whole = self.collective.gather(&bytes)?.concat();
-        let losses = self.collective.gather(&obs_loss.unwrap_or(0.0).to_le_bytes())?;
+        let mut loss = [obs_loss.unwrap_or(0.0)];
+        self.collective.sum_f64(&mut loss)?;
         if self.collective.rank() == 0 {
             self.time(Phase::Write, || job.output.write_tensor(tensor, &whole))?;
             let size = stored.dtype.size();
@@ -324,7 +325,6 @@ impl<'a> Shard<'a> {
                 Prepared::Factor(f) => (Some(f.damping()), f.raises(), f.dead().iter().filter(|&&dead| dead).count()),
                 _ => (None, 0, 0),
             };
-            let loss = losses.into_iter().map(|bytes| bytes.try_into().map_or(f64::NAN, f64::from_le_bytes)).sum();
             self.reports.push(LayerReport {
                 name: name.to_owned(),
                 block: block.index(),
@@ -336,7 +336,7 @@ impl<'a> Shard<'a> {
                 dead_columns: dead,
                 damping,
                 retries,
-                obs_loss: obs_loss.map(|_| loss),
+                obs_loss: obs_loss.map(|_| loss[0]),
                 seconds: started.elapsed().as_secs_f64(),
             });
         }
