@@ -104,6 +104,31 @@ fn configurations_that_make_no_model_are_named() {
 }
 
 #[test]
+fn blocks_that_the_configuration_does_not_have_are_named() {
+    for (model, key, tensor) in [
+        ("models/llama", "num_hidden_layers", "model.layers.1."),
+        ("models/opt", "num_hidden_layers", "model.decoder.layers.1."),
+        ("models/bloom", "n_layer", "transformer.h.1."),
+    ] {
+        let cut = edited(model, |config, _| config[key] = json!(1));
+        assert_contains(&open_error(cut.path()), &["config.json", "1 blocks", tensor, "block 1"]);
+    }
+    // What old checkpoints keep beside the tensors of the architecture is not a block.
+    let extra = edited("models/llama", |_, tensors| {
+        for name in [
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+            "model.layers.1.self_attn.masked_bias",
+            "model.layers_of_another_kind.7.weight",
+            "model.layers.norms.weight",
+            "other.layers.7.weight",
+        ] {
+            tensors.insert(name.to_owned(), (Dtype::F32, vec![2], vec![0; 8]));
+        }
+    });
+    Model::open(&Checkpoint::open(extra.path()).expect("a checkpoint")).expect("a model");
+}
+
+#[test]
 fn sizes_that_no_tensor_has_are_refused_before_anything_is_allocated() {
     for key in ["vocab_size", "hidden_size", "intermediate_size", "head_dim", "num_hidden_layers"] {
         let large = if key == "num_hidden_layers" { 1 << 16 } else { 1 << 24 };
