@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use model::calibration::{Sequences, TextTokenizer, windows};
-use prune::Method;
 
 use crate::plan::Plan;
 
@@ -24,7 +23,7 @@ impl Inputs {
     /// Those of [`TextTokenizer`] and [`windows`], with what the text was for.
     pub fn read(plan: &Plan) -> anyhow::Result<Self> {
         let settings = &plan.settings;
-        let calibrates = settings.method != Method::Magnitude || settings.baselines;
+        let calibrates = settings.calibrates();
         if !calibrates && settings.evaluate.is_empty() {
             return Ok(Self { calibration: None, evaluation: None });
         }

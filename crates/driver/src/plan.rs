@@ -67,13 +67,14 @@ impl Plan {
     /// Plans the prune of a checkpoint.
     ///
     /// # Errors
-    /// If the architecture is unknown, if blocks are asked for that the model does not have, if no layer is selected,
+    /// If the architecture is unknown, if there is nothing to calibrate on, if blocks are asked for that the model does not have, if no layer is selected,
     /// if groups of n:m do not divide a layer's columns, or if sequences are longer than the model's positions.
     pub fn new(settings: Settings, checkpoint: &Checkpoint) -> anyhow::Result<Self> {
         Self::of_layout(settings, Layout::of_checkpoint(checkpoint)?)
     }
 
     fn of_layout(settings: Settings, layout: Layout) -> anyhow::Result<Self> {
+        settings.require_calibration()?;
         let last = settings.blocks.end.checked_sub(1).filter(|&last| last != usize::MAX - 1);
         if let Some(beyond) = [Some(settings.blocks.start), last].into_iter().flatten().find(|&at| at >= layout.blocks)
         {

@@ -106,7 +106,6 @@ fn a_bad_flag_is_told_by_exit_code_2() {
         let flags = [&["prune", "model", "--output", "out", "--calibration", "text.txt"], *flags].concat();
         place.refuses(2, &[part], &flags);
     }
-    place.refuses(2, &["--calibration"], &["prune", "model"]);
     place.refuses(2, &["at least 2"], &["evaluate", "model", "text.txt", "--sequence-length", "1"]);
     place.refuses(2, &["at least 1"], &["inspect", "model", "--threads", "0"]);
     place.refuses(2, &["TEXT"], &["evaluate", "model"]);
@@ -118,6 +117,11 @@ fn a_file_that_is_not_there_is_named() {
     let place = Place::with_demo();
     let text = demo_text("calibration.txt");
     place.refuses(1, &["gone"], &["prune", "./gone", "--calibration", &text]);
+    // Whatever else is missing: the model is told first, then what it has to be pruned with.
+    place.refuses(1, &["gone does not exist"], &["prune", "./gone"]);
+    place.refuses(1, &["no config.json"], &["prune", "."]);
+    place.refuses(2, &["--calibration"], &["prune", "model"]);
+    place.refuses(2, &["--calibration"], &["prune", "model", "--method", "wanda", "--dry-run"]);
     place.refuses(1, &["gone"], &["inspect", "./gone"]);
     place.refuses(1, &["gone"], &["evaluate", "./gone", &text]);
     place.refuses(1, &["hf download facebook/opt-125m"], &["inspect", "facebook/opt-125m"]);
