@@ -148,7 +148,7 @@ impl Run<'_> {
         let calibration = self.inputs.calibration.as_ref().filter(|_| method != Method::Magnitude);
         let selects = |block: usize, name: &str| settings.selects(block, name);
         let blocks = self.plan.stages().map(|stage| stage.block + 1).max().unwrap_or(0);
-        let task = self.progress.task(&format!("pruning, {method}"), blocks as u64);
+        let task = self.progress.task(&format!("pruning, {method}"));
         let job = Job {
             model: self.model,
             method,

@@ -311,6 +311,30 @@ fn a_dry_run_prints_the_plan_and_does_nothing() {
 }
 
 #[test]
+fn progress_counts_what_there_is_to_do() {
+    let place = Place::with_demo();
+    let text = demo_text("calibration.txt");
+    // 64 tokens make one chunk. Stages 1 and 3 take a pass that gathers their inputs and one that absorbs their output,
+    // any stage with a layer to prune the former; every layer is a step. Nothing follows the last layer.
+    let cases: &[(&[&str], &[&str])] = &[
+        (&[], &["26 %", "51 %", "77 %", "100 %"]), // 12 a block, 11 in the last
+        (&["--method", "wanda"], &["26 %", "51 %", "77 %", "100 %"]),
+        (&["--method", "magnitude"], &["25 %", "50 %", "75 %", "100 %"]), // 6 each
+        (&["--only", "fc2"], &["26 %", "53 %", "79 %", "100 %"]),         // 5, 5, 5, 4
+        (&["--only", "q_proj"], &["30 %", "60 %", "90 %", "100 %"]),      // 6, 6, 6, 2
+        (&["--skip", "fc", "--blocks", "1..3"], &["21 %", "68 %", "100 %"]), // 4, 9, 6
+        (&["--blocks", "..1", "--only", "k_proj", "--method", "wanda"], &["100 %"]), // 2
+    ];
+    for (flags, percents) in cases {
+        let flags = small(&text, &[flags, &["--overwrite"][..]].concat());
+        let run = place.run(&flags);
+        let lines = run.assert_success().stderr.lines().filter(|line| line.contains("block "));
+        let shares: Vec<_> = lines.map(|line| line.split(" · ").nth(1).unwrap_or(line)).collect();
+        assert_eq!(shares, *percents, "{flags:?}");
+    }
+}
+
+#[test]
 fn inspect_knows_every_architecture() {
     for (model, blocks) in [
         ("opt", 2),

@@ -92,7 +92,7 @@ impl<'a> Block<'a> {
     }
 
     /// Whether the output of a stage joins the residual stream.
-    pub fn absorbs(&self, stage: usize) -> bool {
+    pub fn absorbs(stage: usize) -> bool {
         stage % 2 == 1
     }
 
@@ -105,7 +105,7 @@ impl<'a> Block<'a> {
     /// # Panics
     /// If the stage does not absorb, or x and inputs are of different numbers of tokens.
     pub fn absorb(&self, stage: usize, x: &mut [f32], inputs: &[f32]) -> Result<(), Error> {
-        assert!(self.absorbs(stage), "the output of stage {stage} goes to stage {}", stage + 1);
+        assert!(Self::absorbs(stage), "the output of stage {stage} goes to stage {}", stage + 1);
         let norm = &self.norms[stage / 2];
         let residual = self.description.blocks.residual;
         if residual == Residual::Normed {

@@ -2,7 +2,7 @@
 
 use crate::common::{Expected, deviation, edited, folder, forward_tolerance, logits, logits_of, names, store, values};
 use checkpoint::Checkpoint;
-use model::{Model, Weight, evaluate};
+use model::{Block, Model, Weight, evaluate};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use testkit::assert_close;
@@ -69,7 +69,7 @@ fn stages_one_by_one_are_the_whole_block() {
                     let inputs = block.stage_inputs(number, &x, expected.sequence_length).expect("finite inputs");
                     assert_eq!(inputs.len(), expected.tokens.len() * stage.width, "{name}: stage {number}");
                     assert!(stage.layers.iter().all(|layer| layer.columns == stage.width));
-                    if block.absorbs(number) {
+                    if Block::absorbs(number) {
                         block.absorb(number, &mut x, &inputs).expect("finite outputs");
                     }
                 }
