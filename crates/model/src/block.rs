@@ -45,11 +45,6 @@ impl<'a> Block<'a> {
         &self.stages
     }
 
-    /// The weight [rows, columns] of a layer, `None` if this block has no layer of this name.
-    pub fn weight(&self, layer: &str) -> Option<&Weight<'a>> {
-        self.layers.iter().flatten().find(|loaded| loaded.layer.name == layer).map(|loaded| &loaded.weight)
-    }
-
     /// Replaces the weight of a layer.
     ///
     /// # Panics
@@ -61,15 +56,6 @@ impl<'a> Block<'a> {
         let Layer { rows, columns, .. } = loaded.layer;
         assert_eq!(weight.len(), rows * columns, "a weight [{rows}, {columns}] for `{layer}`");
         loaded.weight = weight;
-    }
-
-    /// Fails at the first weight of a linear layer that is NaN or infinite; reads all of them. Norms and biases were
-    /// checked when the block was loaded.
-    ///
-    /// # Errors
-    /// [`Error::WeightNotFinite`].
-    pub fn check_weights(&self) -> Result<(), Error> {
-        self.layers.iter().flatten().try_for_each(|loaded| loaded.weight.check_finite(&loaded.layer.name))
     }
 
     /// The inputs [tokens, width] of a stage, with the present weights of the stage before where that is in the same

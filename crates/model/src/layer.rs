@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use checkpoint::{Dtype, Values};
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use linalg::{Element, MatrixMut, MatrixRef, Region, gemm};
 use rayon::prelude::*;
@@ -57,14 +56,6 @@ impl<'a> From<Values<'a>> for Weight<'a> {
 }
 
 impl Weight<'static> {
-    /// Rounds `values` once to `dtype`, exactly as they will be written ([`checkpoint::narrow`]).
-    ///
-    /// # Errors
-    /// Those of [`checkpoint::narrow`]: a value that `dtype` cannot hold, or a `dtype` that is no number type.
-    pub fn rounded(values: &[f32], dtype: Dtype) -> Result<Self, checkpoint::Error> {
-        Self::from_bytes(&checkpoint::narrow(values, &dtype)?, dtype)
-    }
-
     /// The values that `bytes` stand for in a checkpoint, little endian, aligned or not.
     ///
     /// # Errors
@@ -96,35 +87,12 @@ impl Weight<'_> {
         }
     }
 
-    /// The type of the elements.
-    pub fn dtype(&self) -> Dtype {
-        match self {
-            Self::F32(_) => Dtype::F32,
-            Self::F16(_) => Dtype::F16,
-            Self::Bf16(_) => Dtype::BF16,
-        }
-    }
-
     /// The number of elements.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::F32(values) => values.len(),
             Self::F16(values) => values.len(),
             Self::Bf16(values) => values.len(),
-        }
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The elements as single precision, which holds each of the three types exactly.
-    pub fn to_f32(&self) -> Vec<f32> {
-        match self {
-            Self::F32(values) => values.to_vec(),
-            Self::F16(values) => values.to_f32_vec(),
-            Self::Bf16(values) => values.to_f32_vec(),
         }
     }
 

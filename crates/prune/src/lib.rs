@@ -26,6 +26,6 @@ pub use error::Error;
 pub use factor::{Factor, RAISES};
 pub use hessian::{ColumnNorms, Hessian};
 pub use mask::Mask;
-pub use pattern::{Method, ParseMethodError, ParsePatternError, Pattern};
+pub use pattern::{Method, ParsePatternError, Pattern};
 pub use solve::{Outcome, Selection, Settings, effective_panel_width, sparsegpt};
 pub use weight::Weight;

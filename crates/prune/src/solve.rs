@@ -50,8 +50,6 @@ pub struct Outcome {
     pub obs_loss: Vec<f64>,
     /// Time in the products that bring earlier panels' errors to a panel.
     pub update_time: Duration,
-    /// Time spent finding the threshold, histograms of other shards included.
-    pub select_time: Duration,
     /// Time in the sweep.
     pub sweep_time: Duration,
 }
@@ -147,7 +145,6 @@ impl<'a> Solve<'a> {
                 keep,
                 obs_loss: vec![0.0; rows],
                 update_time: Duration::ZERO,
-                select_time: Duration::ZERO,
                 sweep_time: Duration::ZERO,
             },
         }
@@ -183,7 +180,6 @@ impl<'a> Solve<'a> {
 
     /// Unstructured: the `count` smallest w̃² / d² of the panel go, over the rows of all shards.
     fn choose(&mut self, panel: &Range<usize>, count: u64, collective: &dyn Collective) -> Result<(), Error> {
-        let started = Instant::now();
         let rows = self.rows;
         let keys = &mut self.keys[..rows * panel.len()];
         let columns = keys.par_chunks_exact_mut(rows.max(1)).zip(self.current.par_chunks_exact(rows.max(1)));
@@ -194,7 +190,6 @@ impl<'a> Solve<'a> {
             }
         });
         drop_smallest(keys, rows, count, self.outcome.keep.columns_of_mut(panel.clone()), collective)?;
-        self.outcome.select_time += started.elapsed();
         Ok(())
     }
 

@@ -169,14 +169,6 @@ fn nan_and_infinity_in_weights_are_found() {
             other => panic!("{tensor}: {other}"),
         }
     }
-    // Linear weights can be checked without running anything.
-    let tensor = "model.decoder.layers.1.fc1.weight";
-    let damaged = with_value("models/opt", tensor, 70, f32::NAN);
-    let checkpoint = Checkpoint::open(damaged.path()).expect("a checkpoint");
-    let model = Model::open(&checkpoint).expect("a model");
-    model.block(0).expect("a block").check_weights().expect("a sound block");
-    let error = model.block(1).expect("a block").check_weights().expect_err("a damaged block");
-    assert_contains(&error.to_string(), &[tensor, "NaN", "position 70"]);
     // The embedding of a token that is used.
     let token = expected.tokens[4] as usize;
     let damaged = with_value("models/opt", "model.decoder.embed_tokens.weight", token * 64 + 9, f32::NAN);
