@@ -12,6 +12,7 @@
 
 use crate::activations::Activations;
 use crate::architecture::STAGES;
+use crate::memory;
 use crate::progress::Task;
 use crate::report::{Clock, LayerReport, Phase};
 use anyhow::{Context, bail};
@@ -31,8 +32,8 @@ use std::time::Instant;
 pub const ATTENTION_TOKENS: usize = 2048;
 
 /// Tokens that pass through the feed-forward half together: it does not care for sequences, and its intermediate
-/// activations are the widest.
-const FEED_FORWARD_TOKENS: usize = 1024;
+/// activations are the widest. Fewer would have the products with W and into H read and write those more often.
+pub const FEED_FORWARD_TOKENS: usize = 768;
 
 /// The first stage of the feed-forward half.
 const FEED_FORWARD: usize = 2;
@@ -217,6 +218,8 @@ impl<'a> Shard<'a> {
             let chosen: Vec<_> = self.chosen(index, stage).cloned().collect();
             self.prune_stage(&mut block, number, &chosen, passes)
                 .with_context(|| format!("block {index}, {}", stage_name(stage)))?;
+            // The next stage's chunks have other sizes, and would lie beside what the allocator keeps of this one's.
+            memory::give_back();
         }
         self.job.model.release(index);
         Ok(())

@@ -18,10 +18,10 @@ use crate::settings::Evaluation;
 pub fn evaluate(evaluation: &Evaluation, checkpoint: &Checkpoint, progress: &Progress) -> anyhow::Result<Perplexity> {
     let model = Model::open(checkpoint)?;
     let length = evaluation.sequence_length(model.max_sequence_length());
-    let windows = {
+    let windows = inputs::encoding(|| {
         let tokenizer = TextTokenizer::load(&evaluation.model, model.description().vocabulary)?;
-        inputs::evaluation(&tokenizer, &evaluation.texts, length)?
-    };
+        inputs::evaluation(&tokenizer, &evaluation.texts, length)
+    })?;
     measure(&model, None, &windows, progress)
 }
 

@@ -38,7 +38,6 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
     let output = Output::create(checkpoint, &settings.output, settings.overwrite)?;
     let _guard = interrupt::guard(output.staged());
     let inputs = time(&clock, Phase::Embed, || Inputs::read(plan))?;
-    memory::give_back(); // what the tokenizer held
     let run = Run { plan, model: &model, inputs: &inputs, progress, clock: &clock };
     let mut perplexities = Vec::new();
     perplexities.extend(run.evaluate(&settings.model, None)?);

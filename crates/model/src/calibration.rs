@@ -201,6 +201,7 @@ impl TextTokenizer {
                 let mut tokens = self.stream(texts, Some(wanted))?;
                 check_length(tokens.len(), count, length)?;
                 tokens.truncate(wanted);
+                tokens.shrink_to_fit();
                 Ok(Sequences { tokens, length })
             }
             Sampling::Random => draw(&self.stream(texts, None)?, count, length, seed),
