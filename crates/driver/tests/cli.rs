@@ -400,6 +400,22 @@ fn an_existing_folder_is_not_touched() {
     place.refuses(1, &["model's folder"], &small(&text, &["--report", "model/model.safetensors"]));
 }
 
+#[test]
+fn a_report_that_cannot_be_written_is_refused_before_the_work() {
+    let place = Place::with_demo();
+    let text = demo_text("calibration.txt");
+    let refuse = |parts: &[&str], report: &str| {
+        let refused = place.refuses(1, parts, &small(&text, &["--report", report]));
+        assert!(!refused.contains("block 1 of"), "{refused}");
+    };
+    refuse(&["gone/report.json", "no folder"], "gone/report.json");
+    refuse(&["where the result goes"], "out");
+    refuse(&["where the result goes"], "./out");
+    // A folder of the system in which nobody makes files, whoever runs the test.
+    #[cfg(target_os = "linux")]
+    refuse(&["cannot write the report"], "/proc/report.json");
+}
+
 /// An interrupt in the middle of the work leaves nothing of it behind.
 #[cfg(unix)]
 #[test]
