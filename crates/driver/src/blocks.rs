@@ -36,7 +36,7 @@ pub const ATTENTION_TOKENS: usize = 2048;
 pub const FEED_FORWARD_TOKENS: usize = 768;
 
 /// The first stage of the feed-forward half.
-const FEED_FORWARD: usize = 2;
+pub const FEED_FORWARD: usize = 2;
 
 /// What is pruned, and how: the same for all shards.
 pub struct Job<'a> {
