@@ -224,8 +224,8 @@ impl Sweep<'_> {
             }
             values[j] = rounded;
             errors[j] = error;
-            for c in j + 1..pivots.len() {
-                subtract(&mut values[c], &error, self.inverse[(start + c) * width + start + j]);
+            for (c, value) in values.iter_mut().enumerate().skip(j + 1) {
+                subtract(value, &error, self.inverse[(start + c) * width + start + j]);
             }
         }
     }
