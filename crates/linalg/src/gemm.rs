@@ -82,8 +82,7 @@ unsafe impl Sync for Target {}
 /// If a part lies outside the matrix, the shapes do not fit, or C overlaps A or B.
 pub fn gemm_within(matrix: MatrixMut<'_>, alpha: f32, a: Part, b: Part, beta: f32, c: Part, region: Region) {
     for part in [&a, &b, &c] {
-        let inside = part.rows.end <= matrix.rows && part.columns.end <= matrix.columns;
-        assert!(inside, "{part:?} of a [{}, {}] matrix", matrix.rows, matrix.columns);
+        part.assert_inside(&matrix);
     }
     assert!(c.is_disjoint(&a) && c.is_disjoint(&b), "C ({c:?}) overlaps A ({a:?}) or B ({b:?})");
     let shape = Shape { rows: a.rows.len(), depth: a.columns.len(), columns: b.rows.len() };
@@ -93,13 +92,46 @@ pub fn gemm_within(matrix: MatrixMut<'_>, alpha: f32, a: Part, b: Part, beta: f3
     );
     let stride = matrix.row_stride;
     let data = matrix.data.as_mut_ptr();
-    // An empty part may start one past the end of its matrix; `wrapping_add` allows to say so.
-    let start = |part: &Part| data.wrapping_add(part.rows.start * stride + part.columns.start);
-    let operand = |part: &Part| Operand { data: start(part).cast_const(), extent_stride: stride, depth_stride: 1 };
-    let target = Target { data: start(&c), row_stride: stride };
+    let operand =
+        |part: &Part| Operand { data: part.start(data, stride).cast_const(), extent_stride: stride, depth_stride: 1 };
+    let target = Target { data: c.start(data, stride), row_stride: stride };
     let update = Update { alpha, beta };
     // SAFETY: the parts lie inside the matrix, which is borrowed mutably, and C shares no element with A or B.
     unsafe { product(Kernel::get(), update, operand(&a), operand(&b), target, shape, region, shape.worth_sharing()) };
+}
+
+/// `C ← βC + αA·B` on the calling thread alone, where A and C are parts of one matrix and B is not.
+///
+/// # Panics
+/// As [`gemm_within`].
+pub fn gemm_within_serial(
+    matrix: MatrixMut<'_>,
+    alpha: f32,
+    a: Part,
+    b: MatrixRef<'_>,
+    beta: f32,
+    c: Part,
+    region: Region,
+) {
+    for part in [&a, &c] {
+        part.assert_inside(&matrix);
+    }
+    assert!(c.is_disjoint(&a), "C ({c:?}) overlaps A ({a:?})");
+    let shape = Shape { rows: a.rows.len(), depth: a.columns.len(), columns: b.columns };
+    assert!(
+        b.rows == shape.depth && c.rows.len() == shape.rows && c.columns.len() == shape.columns,
+        "{a:?} · [{}, {}] into {c:?}",
+        b.rows,
+        b.columns
+    );
+    let stride = matrix.row_stride;
+    let data = matrix.data.as_mut_ptr();
+    let left = Operand { data: a.start(data, stride).cast_const(), extent_stride: stride, depth_stride: 1 };
+    let right = Operand { data: b.data.as_ptr(), extent_stride: b.column_stride, depth_stride: b.row_stride };
+    let target = Target { data: c.start(data, stride), row_stride: stride };
+    // SAFETY: A and C lie inside the matrix, which is borrowed mutably, and share no element; B is borrowed beside it,
+    // with its shape and strides checked when it was made.
+    unsafe { product(Kernel::get(), Update { alpha, beta }, left, right, target, shape, region, false) };
 }
 
 /// A rectangle of a matrix.
@@ -112,6 +144,17 @@ pub struct Part {
 }
 
 impl Part {
+    fn assert_inside(&self, matrix: &MatrixMut<'_>) {
+        let inside = self.rows.end <= matrix.rows && self.columns.end <= matrix.columns;
+        assert!(inside, "{self:?} of a [{}, {}] matrix", matrix.rows, matrix.columns);
+    }
+
+    /// The address of its first element in a matrix at `data`.
+    fn start(&self, data: *mut f32, stride: usize) -> *mut f32 {
+        // An empty part may start one past the end of its matrix; `wrapping_add` allows to say so.
+        data.wrapping_add(self.rows.start * stride + self.columns.start)
+    }
+
     fn is_disjoint(&self, other: &Part) -> bool {
         let apart = |a: &Range<usize>, b: &Range<usize>| a.end <= b.start || b.end <= a.start;
         apart(&self.rows, &other.rows) || apart(&self.columns, &other.columns)

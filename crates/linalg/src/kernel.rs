@@ -96,6 +96,11 @@ mod x86 {
         stride: usize,
         update: Update,
     ) {
+        // C is asked for before it is needed: where the products are short, waiting for it would cost as much as they do.
+        for i in 0..12 {
+            _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(i * stride).cast());
+            _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(i * stride + 16).cast());
+        }
         let mut tile = [[_mm512_setzero_ps(); 2]; 12];
         for _ in 0..depth {
             // SAFETY: the caller promises `depth` times 12 floats at `a` and 32 at `b`.

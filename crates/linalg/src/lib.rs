@@ -12,5 +12,5 @@ mod pack;
 mod vectorized;
 
 pub use element::Element;
-pub use gemm::{Part, Region, gemm, gemm_serial, gemm_within};
+pub use gemm::{Part, Region, gemm, gemm_serial, gemm_within, gemm_within_serial};
 pub use matrix::{MatrixMut, MatrixRef};

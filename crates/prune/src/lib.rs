@@ -8,6 +8,7 @@
 //! The mathematics, with its sources, is in `docs/mathematics.md`.
 
 mod baselines;
+mod cholesky;
 mod collective;
 mod error;
 mod factor;
@@ -18,6 +19,7 @@ mod quantize;
 mod select;
 mod solve;
 mod sweep;
+mod triangle;
 mod weight;
 
 pub use baselines::{magnitude, wanda};
