@@ -191,7 +191,7 @@ unsafe fn product<A: Element, B: Element>(
         for from in (0..depth).step_by(DEPTH) {
             let slice = DEPTH.min(depth - from);
             let update = Update { alpha, beta: if from == 0 { beta } else { 1.0 } };
-            let panels_b = packed_b.floats();
+            let panels_b = packed_b.floats_mut();
             // SAFETY: the slice lies inside the operand, whose elements nobody writes.
             unsafe { pack(right, (first_column, some_columns), (from, slice), kernel.columns, panels_b, shared) };
             for first_row in (0..rows).step_by(ROWS) {
@@ -199,7 +199,7 @@ unsafe fn product<A: Element, B: Element>(
                     break; // wholly below the diagonal, and so is all that follows
                 }
                 let some_rows = ROWS.min(rows - first_row);
-                let panels_a = packed_a.floats();
+                let panels_a = packed_a.floats_mut();
                 // SAFETY: as for the right operand.
                 unsafe { pack(left, (first_row, some_rows), (from, slice), kernel.rows, panels_a, shared) };
                 let block = Block {
@@ -223,7 +223,7 @@ unsafe fn product<A: Element, B: Element>(
 ///
 /// # Safety
 /// These elements belong to the operand and nobody writes them meanwhile.
-unsafe fn pack<T: Element>(
+pub(crate) unsafe fn pack<T: Element>(
     operand: Operand<T>,
     (first, count): (usize, usize),
     depth: (usize, usize),

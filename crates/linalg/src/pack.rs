@@ -18,12 +18,12 @@ pub(crate) struct Line([f32; 16]);
 /// Buffers that wait to be used again: a product takes two and gives them back, since fresh pages cost more than packing.
 static IDLE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
-/// A packing buffer that returns to the idle ones when dropped.
-pub(crate) struct Buffer(Vec<Line>);
+/// A buffer of floats on cache lines that returns to the idle ones when dropped.
+pub struct Buffer(Vec<Line>);
 
 impl Buffer {
     /// A buffer of at least `length` floats with arbitrary content.
-    pub(crate) fn take(length: usize) -> Self {
+    pub fn take(length: usize) -> Self {
         let mut lines = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         let needed = length.div_ceil(16);
         if lines.len() < needed {
@@ -33,7 +33,13 @@ impl Buffer {
         Self(lines)
     }
 
-    pub(crate) fn floats(&mut self) -> &mut [f32] {
+    /// All of it, which may be more than was asked for.
+    pub fn floats(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    /// As [`floats`](Self::floats), to be written.
+    pub fn floats_mut(&mut self) -> &mut [f32] {
         bytemuck::cast_slice_mut(&mut self.0)
     }
 }
