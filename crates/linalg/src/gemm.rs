@@ -156,6 +156,13 @@ fn separate<A: Element, B: Element>(
     let left = Operand { data: a.data.as_ptr(), extent_stride: a.row_stride, depth_stride: a.column_stride };
     let right = Operand { data: b.data.as_ptr(), extent_stride: b.column_stride, depth_stride: b.row_stride };
     let target = Target { data: c.data.as_mut_ptr(), row_stride: c.row_stride };
+    if let (Some(kernel), Some(left), Some(right)) =
+        (Kernel::pairs(), left.pairs(shape.depth), right.pairs(shape.depth))
+    {
+        let halved = Shape { depth: shape.depth / 2, ..shape };
+        // SAFETY: as below; pairs lie where their elements do.
+        return unsafe { product(kernel, update, left, right, target, halved, region, shared(halved)) };
+    }
     // SAFETY: the three are borrowed as what they are used for, with shapes and strides checked when they were made.
     unsafe { product(kernel, update, left, right, target, shape, region, shared(shape)) };
 }
@@ -418,6 +425,28 @@ mod tests {
         );
         for (at, &now) in c.iter().enumerate() {
             assert_eq!(now, expected(&MatrixRef::new(&a, m, k), &MatrixRef::new(&b, k, n), at / n, at % n));
+        }
+    }
+
+    #[test]
+    fn bf16_operands_multiply_exactly_in_pairs_and_one_by_one() {
+        let (m, n) = (25, 70);
+        // Pairs at any depth that is even; the last one is not, nor does a transposed operand have any.
+        for (k, turned) in [(2, false), (50, false), (900, false), (50, true), (51, false)] {
+            let (a, b) = (numbers(m * k, 6), numbers(k * n, 7));
+            let narrow = |x: &[f32]| x.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>();
+            let (narrow_a, narrow_b) = (narrow(&a), narrow(&b));
+            let mut c = vec![3.0; m * n];
+            let right = |turned| match turned {
+                true => (MatrixRef::new(&narrow_b, k, n), MatrixRef::new(&b, k, n)),
+                false => (MatrixRef::new(&narrow_b, n, k).transposed(), MatrixRef::new(&b, n, k).transposed()),
+            };
+            let (narrow_right, right) = right(turned);
+            gemm(2.0, MatrixRef::new(&narrow_a, m, k), narrow_right, -1.0, MatrixMut::new(&mut c, m, n), Region::Full);
+            for (at, &now) in c.iter().enumerate() {
+                let want = 2.0 * expected(&MatrixRef::new(&a, m, k), &right, at / n, at % n) - 3.0;
+                assert_eq!(now, want, "depth {k}, {turned}, at {at}");
+            }
         }
     }
 

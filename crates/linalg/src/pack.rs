@@ -8,6 +8,8 @@
 //! The extent is padded with zeros to whole panels, so that the kernel never meets an edge while it reads.
 
 use crate::Element;
+use half::bf16;
+use std::any::TypeId;
 use std::sync::{Mutex, PoisonError};
 
 /// A cache line of floats: packed panels start on one.
@@ -70,6 +72,15 @@ unsafe impl<T: Sync> Send for Operand<T> {}
 unsafe impl<T: Sync> Sync for Operand<T> {}
 
 impl<T: Element> Operand<T> {
+    /// The same operand of `depth` values of bf16 as pairs of neighbours in depth, each in the place of one f32 that is
+    /// copied and never computed with. `None` if it is of another type or does not consist of aligned pairs.
+    pub(crate) fn pairs(&self, depth: usize) -> Option<Operand<f32>> {
+        let data = self.data.cast::<f32>();
+        let even = depth.is_multiple_of(2) && self.extent_stride.is_multiple_of(2) && data.is_aligned();
+        let fits = TypeId::of::<T>() == TypeId::of::<bf16>() && self.depth_stride == 1 && even;
+        fits.then_some(Operand { data, extent_stride: self.extent_stride / 2, depth_stride: 1 })
+    }
+
     /// `count` elements from (e, k) on, contiguous in whichever direction has stride one.
     ///
     /// # Safety
