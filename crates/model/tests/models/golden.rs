@@ -1,7 +1,7 @@
 //! Every architecture against what `transformers` computes, whole, in chunks and stage by stage.
 
 use crate::common::{Expected, deviation, edited, folder, forward_tolerance, logits, logits_of, names, store, values};
-use checkpoint::Checkpoint;
+use checkpoint::{Checkpoint, Values};
 use model::{Model, Weight, evaluate};
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -70,7 +70,7 @@ fn stages_one_by_one_are_the_whole_block() {
                     assert_eq!(inputs.len(), expected.tokens.len() * stage.width, "{name}: stage {number}");
                     assert!(stage.layers.iter().all(|layer| layer.columns == stage.width));
                     if block.absorbs(number) {
-                        block.absorb(number, &mut x, &inputs).expect("finite outputs");
+                        block.absorb(number, &mut x, Values::F32(&inputs)).expect("finite outputs");
                     }
                 }
                 // The same operations in the same order.
@@ -96,7 +96,7 @@ fn new_weights_are_used_by_the_stages_that_follow() {
         let after = block.stage_inputs(1, x, length).expect("finite inputs");
         assert!(after.iter().all(|&x| x == 0.0), "without values attention gives nothing");
         let mut y = x.to_vec();
-        block.absorb(1, &mut y, &after).expect("finite outputs");
+        block.absorb(1, &mut y, Values::F32(&after)).expect("finite outputs");
         assert_eq!(y, x);
         assert!(block.weight("model.layers.1.self_attn.v_proj.weight").is_none());
     });
