@@ -2,7 +2,8 @@
 
 use crate::common::{Expected, deviation, edited, folder, forward_tolerance, logits, logits_of, names, store, values};
 use checkpoint::{Checkpoint, Values};
-use model::{Model, Weight, evaluate};
+use half::bf16;
+use model::{Block, Model, Weight, evaluate};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use testkit::assert_close;
@@ -99,6 +100,32 @@ fn new_weights_are_used_by_the_stages_that_follow() {
         block.absorb(1, &mut y, Values::F32(&after)).expect("finite outputs");
         assert_eq!(y, x);
         assert!(block.weight("model.layers.1.self_attn.v_proj.weight").is_none());
+    });
+}
+
+#[test]
+fn inputs_are_rounded_once_and_only_for_bf16_weights() {
+    with_model("models/llama", |model, expected| {
+        let (x, length) = (expected.get("block0_input"), expected.sequence_length);
+        let mut block = model.block(0).expect("a block");
+        let mut rounding = block.clone();
+        rounding.round_inputs();
+        let inputs = block.stage_inputs(1, x, length).expect("finite inputs");
+        assert_eq!(rounding.stage_inputs(1, x, length).expect("finite inputs"), inputs, "weights are f32");
+        let name = model.stages(0)[1].layers[0].name.clone();
+        let weight = block.weight(&name).expect("o_proj").to_f32();
+        for block in [&mut block, &mut rounding] {
+            block.set_weight(&name, Weight::rounded(&weight, checkpoint::Dtype::BF16).expect("finite weights"));
+        }
+        let rounded: Vec<bf16> = inputs.iter().map(|&x| bf16::from_f32(x)).collect();
+        let absorbed = |block: &Block, inputs: Values| {
+            let mut x = x.to_vec();
+            block.absorb(1, &mut x, inputs).expect("finite outputs");
+            x
+        };
+        let want = absorbed(&block, Values::Bf16(&rounded));
+        assert_eq!(absorbed(&rounding, Values::F32(&inputs)), want);
+        assert_ne!(absorbed(&block, Values::F32(&inputs)), want, "nobody asked for rounding");
     });
 }
 
