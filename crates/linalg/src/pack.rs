@@ -26,8 +26,17 @@ pub struct Buffer(Vec<Line>);
 impl Buffer {
     /// A buffer of at least `length` floats with arbitrary content.
     pub fn take(length: usize) -> Self {
-        let mut lines = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         let needed = length.div_ceil(16);
+        // The smallest that suffices, else the largest: short uses must not make long ones grow one buffer after another.
+        let fit = |lines: &Vec<Line>| match lines.len() >= needed {
+            true => (0, lines.len()),
+            false => (1, usize::MAX - lines.len()),
+        };
+        let mut lines = {
+            let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+            let best = (0..idle.len()).min_by_key(|&index| fit(&idle[index]));
+            best.map_or_else(Vec::new, |index| idle.swap_remove(index))
+        };
         if lines.len() < needed {
             lines.clear(); // nothing to copy should it have to move
             lines.resize(needed, Line([0.0; 16]));
