@@ -212,6 +212,9 @@ impl<'a> Shard<'a> {
 
     fn prune_block(&mut self, index: usize) -> anyhow::Result<()> {
         let mut block = self.job.model.block(index)?;
+        if self.job.activations == Dtype::BF16 {
+            block.round_inputs();
+        }
         let stages = block.stages().to_vec();
         for (number, stage) in stages.iter().enumerate() {
             let passes = self.passes(index, &stages, number);
@@ -395,12 +398,12 @@ impl<'a> Shard<'a> {
             let (stream, inputs) = (&self.stream, &self.kept);
             let x = self.time(Phase::Forward, || -> anyhow::Result<_> {
                 let mut x = stream.load(chunk.clone());
-                let inputs = if chunk.end <= kept {
-                    inputs.load(chunk.clone())
+                if chunk.end <= kept {
+                    block.absorb(number, &mut x, inputs.values(chunk.clone()))?;
                 } else {
-                    block.stage_inputs(number, &x, length)?
-                };
-                block.absorb(number, &mut x, &inputs)?;
+                    let inputs = block.stage_inputs(number, &x, length)?;
+                    block.absorb(number, &mut x, Values::F32(&inputs))?;
+                }
                 Ok(x)
             })?;
             self.stream.store(chunk, &x)?;

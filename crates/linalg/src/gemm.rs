@@ -199,6 +199,13 @@ fn separate<A: Element, B: Element>(
     let left = Operand { data: a.data.as_ptr(), extent_stride: a.row_stride, depth_stride: a.column_stride };
     let right = Operand { data: b.data.as_ptr(), extent_stride: b.column_stride, depth_stride: b.row_stride };
     let target = Target { data: c.data.as_mut_ptr(), row_stride: c.row_stride };
+    if let (Some(kernel), Some(left), Some(right)) =
+        (Kernel::pairs(), left.pairs(shape.depth), right.pairs(shape.depth))
+    {
+        let halved = Shape { depth: shape.depth / 2, ..shape };
+        // SAFETY: as below; pairs lie where their elements do.
+        return unsafe { product(kernel, update, left, right, target, halved, region, shared(halved)) };
+    }
     // SAFETY: the three are borrowed as what they are used for, with shapes and strides checked when they were made.
     unsafe { product(kernel, update, left, right, target, shape, region, shared(shape)) };
 }
@@ -234,7 +241,7 @@ unsafe fn product<A: Element, B: Element>(
         for from in (0..depth).step_by(DEPTH) {
             let slice = DEPTH.min(depth - from);
             let update = Update { alpha, beta: if from == 0 { beta } else { 1.0 } };
-            let panels_b = packed_b.floats();
+            let panels_b = packed_b.floats_mut();
             // SAFETY: the slice lies inside the operand, whose elements nobody writes.
             unsafe { pack(right, (first_column, some_columns), (from, slice), kernel.columns, panels_b, shared) };
             for first_row in (0..rows).step_by(ROWS) {
@@ -242,7 +249,7 @@ unsafe fn product<A: Element, B: Element>(
                     break; // wholly below the diagonal, and so is all that follows
                 }
                 let some_rows = ROWS.min(rows - first_row);
-                let panels_a = packed_a.floats();
+                let panels_a = packed_a.floats_mut();
                 // SAFETY: as for the right operand.
                 unsafe { pack(left, (first_row, some_rows), (from, slice), kernel.rows, panels_a, shared) };
                 let block = Block {
@@ -266,7 +273,7 @@ unsafe fn product<A: Element, B: Element>(
 ///
 /// # Safety
 /// These elements belong to the operand and nobody writes them meanwhile.
-unsafe fn pack<T: Element>(
+pub(crate) unsafe fn pack<T: Element>(
     operand: Operand<T>,
     (first, count): (usize, usize),
     depth: (usize, usize),
@@ -461,6 +468,28 @@ mod tests {
         );
         for (at, &now) in c.iter().enumerate() {
             assert_eq!(now, expected(&MatrixRef::new(&a, m, k), &MatrixRef::new(&b, k, n), at / n, at % n));
+        }
+    }
+
+    #[test]
+    fn bf16_operands_multiply_exactly_in_pairs_and_one_by_one() {
+        let (m, n) = (25, 70);
+        // Pairs at any depth that is even; the last one is not, nor does a transposed operand have any.
+        for (k, turned) in [(2, false), (50, false), (900, false), (50, true), (51, false)] {
+            let (a, b) = (numbers(m * k, 6), numbers(k * n, 7));
+            let narrow = |x: &[f32]| x.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>();
+            let (narrow_a, narrow_b) = (narrow(&a), narrow(&b));
+            let mut c = vec![3.0; m * n];
+            let right = |turned| match turned {
+                true => (MatrixRef::new(&narrow_b, k, n), MatrixRef::new(&b, k, n)),
+                false => (MatrixRef::new(&narrow_b, n, k).transposed(), MatrixRef::new(&b, n, k).transposed()),
+            };
+            let (narrow_right, right) = right(turned);
+            gemm(2.0, MatrixRef::new(&narrow_a, m, k), narrow_right, -1.0, MatrixMut::new(&mut c, m, n), Region::Full);
+            for (at, &now) in c.iter().enumerate() {
+                let want = 2.0 * expected(&MatrixRef::new(&a, m, k), &right, at / n, at % n) - 3.0;
+                assert_eq!(now, want, "depth {k}, {turned}, at {at}");
+            }
         }
     }
 

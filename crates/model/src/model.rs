@@ -123,6 +123,7 @@ impl<'a> Model<'a> {
             norms: [norm(blocks.norms[0], self.hidden())?, norm(blocks.norms[1], self.hidden())?],
             qk_norms,
             rotations: self.rotations.clone(),
+            rounds_inputs: false,
         })
     }
 
@@ -154,7 +155,7 @@ impl<'a> Model<'a> {
         }
         let mut x = self.look_up(tokens, embedding.width)?;
         if let Some(projection) = embedding.project_in {
-            x = self.projection(projection, hidden, embedding.width)?.apply(&x)?;
+            x = self.projection(projection, hidden, embedding.width)?.apply(Values::F32(&x))?;
         }
         if let Some(positions) = embedding.positions {
             if sequence_length > max_sequence_length {
