@@ -29,6 +29,22 @@ pub enum Values<'a> {
     Bf16(&'a [bf16]),
 }
 
+impl Values<'_> {
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F16(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 impl<'a> Tensor<'a> {
     /// The elements where they lie; nothing is copied.
     ///

@@ -1,7 +1,7 @@
 //! Activations between stages: one row a token, kept in 16 bits (or f32) and worked on in f32.
 
 use anyhow::bail;
-use checkpoint::Dtype;
+use checkpoint::{Dtype, Values};
 use half::{bf16, f16};
 use linalg::Element;
 use rayon::prelude::*;
@@ -49,14 +49,24 @@ impl Activations {
         count / self.width.max(1)
     }
 
+    /// The activations of some tokens as they are kept.
+    pub fn values(&self, tokens: Range<usize>) -> Values<'_> {
+        let range = tokens.start * self.width..tokens.end * self.width;
+        match &self.values {
+            Stored::F32(values) => Values::F32(&values[range]),
+            Stored::F16(values) => Values::F16(&values[range]),
+            Stored::Bf16(values) => Values::Bf16(&values[range]),
+        }
+    }
+
     /// The activations of some tokens in f32.
     pub fn load(&self, tokens: Range<usize>) -> Vec<f32> {
-        let range = tokens.start * self.width..tokens.end * self.width;
-        let mut loaded = vec![0.0; range.len()];
-        match &self.values {
-            Stored::F32(values) => widen(&values[range], &mut loaded),
-            Stored::F16(values) => widen(&values[range], &mut loaded),
-            Stored::Bf16(values) => widen(&values[range], &mut loaded),
+        let values = self.values(tokens);
+        let mut loaded = vec![0.0; values.len()];
+        match values {
+            Values::F32(values) => widen(values, &mut loaded),
+            Values::F16(values) => widen(values, &mut loaded),
+            Values::Bf16(values) => widen(values, &mut loaded),
         }
         loaded
     }

@@ -12,13 +12,14 @@
 
 use crate::activations::Activations;
 use crate::architecture::STAGES;
+use crate::memory;
 use crate::progress::Task;
 use crate::report::{Clock, LayerReport, Phase};
 use anyhow::{Context, bail};
 use checkpoint::{Dtype, Output, Values, narrow};
 use linalg::{Element, MatrixRef};
 use model::calibration::Sequences;
-use model::{Block, Model, Stage};
+use model::{Block, Layer, Model, Stage};
 use prune::{
     Collective, ColumnNorms, Factor, Hessian, Method, Pattern, Selection, Settings, Weight, effective_panel_width,
     share,
@@ -31,11 +32,11 @@ use std::time::Instant;
 pub const ATTENTION_TOKENS: usize = 2048;
 
 /// Tokens that pass through the feed-forward half together: it does not care for sequences, and its intermediate
-/// activations are the widest.
-const FEED_FORWARD_TOKENS: usize = 1024;
+/// activations are the widest. Fewer would have the products with W and into H read and write those more often.
+pub const FEED_FORWARD_TOKENS: usize = 768;
 
 /// The first stage of the feed-forward half.
-const FEED_FORWARD: usize = 2;
+pub const FEED_FORWARD: usize = 2;
 
 /// What is pruned, and how: the same for all shards.
 pub struct Job<'a> {
@@ -99,8 +100,18 @@ struct Shard<'a> {
     /// The inputs of the present stage, of as many tokens as fit.
     kept: Activations,
     reports: Vec<LayerReport>,
-    /// Chunks and layers that were begun.
+    /// Chunks and layers that were begun, and how many there are in all.
     steps: usize,
+    all_steps: usize,
+}
+
+/// The passes over this shard's tokens that a stage takes.
+#[derive(Clone, Copy)]
+struct Passes {
+    /// Computes the stage's inputs.
+    gathers: bool,
+    /// Updates the residual stream with its output.
+    absorbs: bool,
 }
 
 /// What the inputs of a stage are gathered into.
@@ -131,7 +142,9 @@ impl<'a> Shard<'a> {
         let tokens = sequences.len();
         let stream = Activations::new(job.activations, tokens, hidden);
         let kept = Activations::new(job.activations, tokens, hidden);
-        let mut shard = Self { job, collective, clock, length, tokens, stream, kept, reports: Vec::new(), steps: 0 };
+        let (reports, steps, all_steps) = (Vec::new(), 0, 0);
+        let mut shard = Self { job, collective, clock, length, tokens, stream, kept, reports, steps, all_steps };
+        shard.all_steps = shard.count_steps();
         for chunk in shard.chunks(0).0 {
             let embedded = shard.time(Phase::Embed, || job.model.embed(&sequences[chunk.clone()], length))?;
             shard.stream.store(chunk, &embedded).context("in the embedding")?;
@@ -141,15 +154,39 @@ impl<'a> Shard<'a> {
         Ok(shard)
     }
 
-    /// Says that another chunk or layer is begun. Each half of a block is two passes that gather, one that absorbs, and
-    /// its layers.
+    /// The layers of a stage that are to be pruned.
+    fn chosen<'s>(&'s self, block: usize, stage: &'s Stage) -> impl Iterator<Item = &'s Layer> {
+        stage.layers.iter().filter(move |layer| (self.job.selects)(block, layer_name(&layer.name)))
+    }
+
+    /// The passes that a stage of a block takes. What comes after the last layer to prune is read by nobody.
+    fn passes(&self, block: usize, stages: &[Stage], number: usize) -> Passes {
+        let chooses = |stage: &Stage| self.chosen(block, stage).next().is_some();
+        let read = block + 1 < self.job.blocks || stages[number + 1..].iter().any(chooses);
+        let absorbs = Block::absorbs(number) && read;
+        let calibrates = self.job.method != Method::Magnitude && chooses(&stages[number]);
+        Passes { gathers: absorbs || calibrates, absorbs }
+    }
+
+    /// Chunks and layers of the whole job.
+    fn count_steps(&self) -> usize {
+        let in_block = |block: usize| {
+            let stages = self.job.model.stages(block);
+            let in_stage = |number: usize| {
+                let Passes { gathers, absorbs } = self.passes(block, &stages, number);
+                let passes = usize::from(gathers) + usize::from(absorbs);
+                passes * self.chunks(number).0.len() + self.chosen(block, &stages[number]).count()
+            };
+            (0..stages.len()).map(in_stage).sum::<usize>()
+        };
+        (0..self.job.blocks).map(in_block).sum()
+    }
+
+    /// Says that another chunk or layer is begun.
     fn step(&mut self) {
         self.steps += 1;
         if self.collective.rank() == 0 {
-            let layers: usize = self.job.model.stages(0).iter().map(|stage| stage.layers.len()).sum();
-            let passes = 3 * (self.chunks(0).0.len() + self.chunks(FEED_FORWARD).0.len());
-            let all = self.job.blocks * (passes + layers);
-            self.job.task.reach(self.steps.min(all) as u64, all as u64);
+            self.job.task.reach(self.steps as u64, self.all_steps as u64);
         }
     }
 
@@ -175,47 +212,56 @@ impl<'a> Shard<'a> {
 
     fn prune_block(&mut self, index: usize) -> anyhow::Result<()> {
         let mut block = self.job.model.block(index)?;
+        if self.job.activations == Dtype::BF16 {
+            block.round_inputs();
+        }
         let stages = block.stages().to_vec();
-        let last = index + 1 == self.job.blocks;
         for (number, stage) in stages.iter().enumerate() {
-            let chosen: Vec<_> =
-                stage.layers.iter().filter(|l| (self.job.selects)(index, layer_name(&l.name))).collect();
-            let fitting = self.collect(&block, number, stage, !chosen.is_empty()).and_then(|(statistics, kept)| {
-                if !chosen.is_empty() {
-                    let prepared = self.prepare(statistics, stage)?;
-                    for layer in chosen {
-                        self.step();
-                        self.prune_layer(&mut block, STAGES[number], &layer.name, &prepared)?;
-                    }
-                }
-                Ok(kept)
-            });
-            let kept = fitting.with_context(|| format!("block {index}, {}", stage_name(stage)))?;
-            // Nobody reads what the last block puts out.
-            if block.absorbs(number) && !(last && number + 1 == stages.len()) {
-                self.absorb(&block, number, kept).with_context(|| format!("block {index}, {}", stage_name(stage)))?;
-            }
+            let passes = self.passes(index, &stages, number);
+            let chosen: Vec<_> = self.chosen(index, stage).cloned().collect();
+            self.prune_stage(&mut block, number, &chosen, passes)
+                .with_context(|| format!("block {index}, {}", stage_name(stage)))?;
+            // The next stage's chunks have other sizes, and would lie beside what the allocator keeps of this one's.
+            memory::give_back();
         }
         self.job.model.release(index);
         Ok(())
     }
 
+    fn prune_stage(
+        &mut self,
+        block: &mut Block<'_>,
+        number: usize,
+        chosen: &[Layer],
+        passes: Passes,
+    ) -> anyhow::Result<()> {
+        let (statistics, kept) = self.gather(block, number, !chosen.is_empty(), passes)?;
+        if !chosen.is_empty() {
+            let prepared = self.prepare(statistics, &block.stages()[number])?;
+            for layer in chosen {
+                self.step();
+                self.prune_layer(block, STAGES[number], &layer.name, &prepared)?;
+            }
+        }
+        if passes.absorbs { self.absorb(block, number, kept) } else { Ok(()) }
+    }
+
     /// Gathers the inputs of a stage into statistics, if they are `wanted`, and keeps those of as many tokens as fit, if
     /// they will be needed again; returns how many.
-    fn collect(
+    fn gather(
         &mut self,
         block: &Block<'_>,
         number: usize,
-        stage: &Stage,
         wanted: bool,
+        passes: Passes,
     ) -> anyhow::Result<(Statistics, usize)> {
+        let stage = &block.stages()[number];
         let mut statistics = match self.job.method {
             Method::Sparsegpt if wanted => Statistics::Hessian(Hessian::new(stage.width)),
             Method::Wanda if wanted => Statistics::Norms(ColumnNorms::new(stage.width)),
             _ => Statistics::Nothing,
         };
-        let absorbs = block.absorbs(number);
-        if !absorbs && matches!(statistics, Statistics::Nothing) {
+        if !passes.gathers {
             return Ok((statistics, 0));
         }
         self.kept.reshape(stage.width);
@@ -234,7 +280,7 @@ impl<'a> Shard<'a> {
                 Statistics::Norms(norms) => norms.accumulate(&inputs),
                 Statistics::Nothing => {}
             });
-            if absorbs && kept == chunk.start && chunk.end <= self.kept.capacity() {
+            if passes.absorbs && kept == chunk.start && chunk.end <= self.kept.capacity() {
                 self.kept.store(chunk.clone(), &inputs)?;
                 kept = chunk.end;
             }
@@ -315,7 +361,8 @@ impl<'a> Shard<'a> {
             .with_context(|| name.to_owned())?;
         drop(weight);
         let whole = self.collective.gather(&bytes)?.concat();
-        let losses = self.collective.gather(&obs_loss.unwrap_or(0.0).to_le_bytes())?;
+        let mut loss = [obs_loss.unwrap_or(0.0)];
+        self.collective.sum_f64(&mut loss)?;
         if self.collective.rank() == 0 {
             self.time(Phase::Write, || job.output.write_tensor(tensor, &whole))?;
             let size = stored.dtype.size();
@@ -324,7 +371,6 @@ impl<'a> Shard<'a> {
                 Prepared::Factor(f) => (Some(f.damping()), f.raises(), f.dead().iter().filter(|&&dead| dead).count()),
                 _ => (None, 0, 0),
             };
-            let loss = losses.into_iter().map(|bytes| bytes.try_into().map_or(f64::NAN, f64::from_le_bytes)).sum();
             self.reports.push(LayerReport {
                 name: name.to_owned(),
                 block: block.index(),
@@ -336,7 +382,7 @@ impl<'a> Shard<'a> {
                 dead_columns: dead,
                 damping,
                 retries,
-                obs_loss: obs_loss.map(|_| loss),
+                obs_loss: obs_loss.map(|_| loss[0]),
                 seconds: started.elapsed().as_secs_f64(),
             });
         }
@@ -352,12 +398,12 @@ impl<'a> Shard<'a> {
             let (stream, inputs) = (&self.stream, &self.kept);
             let x = self.time(Phase::Forward, || -> anyhow::Result<_> {
                 let mut x = stream.load(chunk.clone());
-                let inputs = if chunk.end <= kept {
-                    inputs.load(chunk.clone())
+                if chunk.end <= kept {
+                    block.absorb(number, &mut x, inputs.values(chunk.clone()))?;
                 } else {
-                    block.stage_inputs(number, &x, length)?
-                };
-                block.absorb(number, &mut x, &inputs)?;
+                    let inputs = block.stage_inputs(number, &x, length)?;
+                    block.absorb(number, &mut x, Values::F32(&inputs))?;
+                }
                 Ok(x)
             })?;
             self.stream.store(chunk, &x)?;

@@ -18,10 +18,10 @@ use crate::settings::Evaluation;
 pub fn evaluate(evaluation: &Evaluation, checkpoint: &Checkpoint, progress: &Progress) -> anyhow::Result<Perplexity> {
     let model = Model::open(checkpoint)?;
     let length = evaluation.sequence_length(model.max_sequence_length());
-    let windows = {
+    let windows = inputs::encoding(|| {
         let tokenizer = TextTokenizer::load(&evaluation.model, model.description().vocabulary)?;
-        inputs::evaluation(&tokenizer, &evaluation.texts, length)?
-    };
+        inputs::evaluation(&tokenizer, &evaluation.texts, length)
+    })?;
     measure(&model, None, &windows, progress)
 }
 
@@ -36,7 +36,7 @@ pub fn measure(
     progress: &Progress,
 ) -> anyhow::Result<Perplexity> {
     let name = method.map_or("evaluating".to_owned(), |method| format!("evaluating {method}"));
-    let task = progress.task(&name, 0);
+    let task = progress.task(&name);
     let result =
         model::evaluate(model, &windows.tokens, windows.length, |done, all| task.reach(done as u64, all as u64))
             .with_context(|| format!("cannot evaluate {}", model.checkpoint().folder().display()))?;

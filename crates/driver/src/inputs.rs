@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use model::calibration::{Sequences, TextTokenizer, windows};
-use prune::Method;
 
+use crate::memory;
 use crate::plan::Plan;
 
 /// What a prune reads.
@@ -24,12 +24,16 @@ impl Inputs {
     /// Those of [`TextTokenizer`] and [`windows`], with what the text was for.
     pub fn read(plan: &Plan) -> anyhow::Result<Self> {
         let settings = &plan.settings;
-        let calibrates = settings.method != Method::Magnitude || settings.baselines;
+        let calibrates = settings.calibrates();
         if !calibrates && settings.evaluate.is_empty() {
             return Ok(Self { calibration: None, evaluation: None });
         }
+        encoding(|| Self::encode(plan, calibrates))
+    }
+
+    fn encode(plan: &Plan, calibrates: bool) -> anyhow::Result<Self> {
+        let (settings, length) = (&plan.settings, plan.sequence_length);
         let tokenizer = TextTokenizer::load(&settings.model, plan.layout.vocabulary)?;
-        let length = plan.sequence_length;
         let calibrate = || {
             tokenizer
                 .calibrate(&settings.calibration, settings.sequences, length, settings.sampling, settings.seed)
@@ -43,6 +47,25 @@ impl Inputs {
             },
         })
     }
+}
+
+/// Does work that encodes texts, in threads that end with it.
+///
+/// A tokenizer keeps words that it has encoded in variables of the threads that encode. Those of the program's own threads
+/// would stay until its end: little, but scattered over as many pages as all encodings took.
+///
+/// # Errors
+/// Those of `work`, and if a thread cannot be started.
+pub fn encoding<T: Send>(work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    let mut threads = Vec::new();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).spawn_handler(|thread| {
+        threads.push(std::thread::Builder::new().spawn(|| thread.run())?);
+        Ok(())
+    });
+    let result = pool.build().context("cannot start the threads")?.install(work);
+    threads.into_iter().for_each(|thread| drop(thread.join()));
+    memory::give_back();
+    result
 }
 
 /// The windows of `length` tokens of all the texts.

@@ -39,7 +39,7 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
         return print(&plan.to_string());
     }
     if let Some(path) = &plan.settings.report {
-        report::check_path(path, &plan.settings.model)?;
+        report::check_path(path, &plan.settings.model, &plan.settings.output)?;
     }
     interrupt::listen()?;
     let report = pipeline::prune(&plan, &checkpoint, &Progress::start(args.verbosity))?;

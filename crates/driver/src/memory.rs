@@ -1,9 +1,4 @@
-//! How much memory the process holds, held at most, and could still get.
-
-/// Resident memory of this process in bytes, if the system tells.
-pub fn resident() -> Option<u64> {
-    system::resident()
-}
+//! How much memory the process held at most, and could still get.
 
 /// The most resident memory since the start of the process or the last [`reset_peak`], in bytes.
 pub fn peak() -> Option<u64> {
@@ -41,10 +36,6 @@ mod system {
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
     }
 
-    pub(super) fn resident() -> Option<u64> {
-        field("/proc/self/status", "VmRSS")
-    }
-
     pub(super) fn peak() -> Option<u64> {
         field("/proc/self/status", "VmHWM")
     }
@@ -62,10 +53,6 @@ mod system {
 #[cfg(all(unix, not(target_os = "linux")))]
 mod system {
     use std::mem::MaybeUninit;
-
-    pub(super) fn resident() -> Option<u64> {
-        None
-    }
 
     pub(super) fn peak() -> Option<u64> {
         let mut usage = MaybeUninit::<libc::rusage>::uninit();
@@ -92,10 +79,6 @@ mod system {
 
 #[cfg(not(unix))]
 mod system {
-    pub(super) fn resident() -> Option<u64> {
-        None
-    }
-
     pub(super) fn peak() -> Option<u64> {
         None
     }
@@ -120,7 +103,6 @@ mod tests {
         // Read from a variable, so that pages of zeros are really written.
         drop(std::hint::black_box(vec![1_u8; size]));
         let after = peak().unwrap();
-        assert!(after >= resident().unwrap());
         assert!(after >= before.max(size as u64), "{before} then {after}");
         assert!(available().unwrap() > 0);
     }

@@ -38,7 +38,6 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
     let output = Output::create(checkpoint, &settings.output, settings.overwrite)?;
     let _guard = interrupt::guard(output.staged());
     let inputs = time(&clock, Phase::Embed, || Inputs::read(plan))?;
-    memory::give_back(); // what the tokenizer held
     let run = Run { plan, model: &model, inputs: &inputs, progress, clock: &clock };
     let mut perplexities = Vec::new();
     perplexities.extend(run.evaluate(&settings.model, None)?);
@@ -148,7 +147,7 @@ impl Run<'_> {
         let calibration = self.inputs.calibration.as_ref().filter(|_| method != Method::Magnitude);
         let selects = |block: usize, name: &str| settings.selects(block, name);
         let blocks = self.plan.stages().map(|stage| stage.block + 1).max().unwrap_or(0);
-        let task = self.progress.task(&format!("pruning, {method}"), blocks as u64);
+        let task = self.progress.task(&format!("pruning, {method}"));
         let job = Job {
             model: self.model,
             method,

@@ -8,7 +8,7 @@ use checkpoint::{Checkpoint, Dtype};
 use prune::Method;
 
 use crate::architecture::{Layout, Stage};
-use crate::blocks::ATTENTION_TOKENS;
+use crate::blocks::{ATTENTION_TOKENS, FEED_FORWARD, FEED_FORWARD_TOKENS};
 use crate::cli::Activations;
 use crate::memory;
 use crate::settings::Settings;
@@ -16,6 +16,9 @@ use crate::summary::{grouped, operations, size};
 
 /// The two packing buffers of a product.
 const PACKING_BYTES: u64 = 6 << 20;
+
+/// The code, stacks, tokens, and what an allocator cannot give back.
+const PROGRAM_BYTES: u64 = 16 << 20;
 
 /// A prune, planned.
 #[derive(Clone, Debug)]
@@ -50,16 +53,20 @@ pub struct Memory {
     pub activations: u64,
     /// The widest Hessian, columns² in f32, once for each shard; the factor takes its place.
     pub hessian: u64,
-    /// The largest layer: W and Δ in f32.
+    /// The pruned layers of a block as they are stored, once for each shard.
+    pub block: u64,
+    /// The largest layer: W and Δ in f32; or, as it is stored, its rows gathered and joined once for each shard.
     pub layer: u64,
-    /// A chunk of tokens for each shard on its way through a block, in f32, and what products pack.
+    /// A chunk of tokens for each shard on its way through a block, in f32, what products pack, and the program itself.
     pub workspace: u64,
 }
 
 impl Memory {
     /// All of it.
     pub fn peak(&self) -> u64 {
-        [self.activations, self.hessian, self.layer, self.workspace].into_iter().fold(0, u64::saturating_add)
+        [self.activations, self.hessian, self.block, self.layer, self.workspace]
+            .into_iter()
+            .fold(0, u64::saturating_add)
     }
 }
 
@@ -67,13 +74,14 @@ impl Plan {
     /// Plans the prune of a checkpoint.
     ///
     /// # Errors
-    /// If the architecture is unknown, if blocks are asked for that the model does not have, if no layer is selected,
+    /// If the architecture is unknown, if there is nothing to calibrate on, if blocks are asked for that the model does not have, if no layer is selected,
     /// if groups of n:m do not divide a layer's columns, or if sequences are longer than the model's positions.
     pub fn new(settings: Settings, checkpoint: &Checkpoint) -> anyhow::Result<Self> {
         Self::of_layout(settings, Layout::of_checkpoint(checkpoint)?)
     }
 
     fn of_layout(settings: Settings, layout: Layout) -> anyhow::Result<Self> {
+        settings.require_calibration()?;
         let last = settings.blocks.end.checked_sub(1).filter(|&last| last != usize::MAX - 1);
         if let Some(beyond) = [Some(settings.blocks.start), last].into_iter().flatten().find(|&at| at >= layout.blocks)
         {
@@ -159,16 +167,26 @@ impl Plan {
         let method = self.settings.method;
         let calibrates = method != Method::Magnitude;
         let widest = self.stages().map(|stage| stage.columns()).max().unwrap_or(0);
-        let outputs =
-            self.layout.stages.iter().flat_map(|stage| &stage.layers).map(|layer| layer.rows.max(layer.columns));
-        let outputs = outputs.max().unwrap_or(0);
-        let layer =
-            self.stages().flat_map(|stage| stage.layers).map(|layer| product(&[layer.rows, layer.columns])).max();
-        let copies = if method == Method::Sparsegpt { 2 } else { 1 };
+        let weights =
+            |stage: &Stage| stage.layers.iter().map(|l| product(&[l.rows, l.columns])).fold(0, u64::saturating_add);
+        let largest = self.stages().flat_map(|stage| stage.layers).map(|l| product(&[l.rows, l.columns])).max();
+        let mut blocks = vec![0_u64; self.layout.blocks];
+        for stage in self.stages() {
+            blocks[stage.block] = blocks[stage.block].saturating_add(weights(&stage));
+        }
         let shards = self.settings.shards;
-        // Every shard has a chunk of tokens under way, and packing buffers.
-        let chunk =
+        let stored = self.layout.dtype.size();
+        let copies = if method == Method::Sparsegpt { 8 } else { 4 }.max(stored * (1 + 2 * shards)) as u64;
+        // Each shard has a chunk under way: the residual stream, what its norm makes of that, what the first stage of a
+        // half makes of that, and what attention puts out.
+        let attention =
             (ATTENTION_TOKENS / self.sequence_length).max(1).min(self.settings.sequences) * self.sequence_length;
+        let chunk = |stage: &Stage| {
+            let tokens = if stage.index < FEED_FORWARD { attention } else { FEED_FORWARD_TOKENS };
+            let rows: usize = stage.layers.iter().map(|layer| layer.rows).sum();
+            product(&[shards, tokens, 4, 2 * self.layout.hidden + rows + stage.columns()])
+        };
+        let chunk = self.layout.stages.iter().map(chunk).max().unwrap_or(0);
         let packing = PACKING_BYTES.saturating_mul((shards + rayon::current_num_threads()) as u64);
         Memory {
             activations: if calibrates {
@@ -183,15 +201,9 @@ impl Plan {
                 0
             },
             hessian: if method == Method::Sparsegpt { product(&[shards, widest, widest, 4]) } else { 0 },
-            layer: layer.unwrap_or(0).saturating_mul(copies * 4),
-            // Residual, normed, what attention puts out, what is added, and two of the widest.
-            workspace: if calibrates {
-                product(&[shards, chunk, 4])
-                    .saturating_mul((4 * self.layout.hidden + 2 * outputs) as u64)
-                    .saturating_add(packing)
-            } else {
-                0
-            },
+            block: product(&[shards, stored]).saturating_mul(blocks.into_iter().max().unwrap_or(0)),
+            layer: largest.unwrap_or(0).saturating_mul(copies),
+            workspace: if calibrates { chunk.saturating_add(packing) } else { 0 }.saturating_add(PROGRAM_BYTES),
         }
     }
 }
@@ -281,12 +293,13 @@ impl fmt::Display for Plan {
         let needed = self.memory();
         writeln!(
             f,
-            "Memory peak   {:>12}, beside pages of the checkpoint, which the system takes back at need",
+            "Memory peak   {:>12}, without reading texts and without evaluation, beside pages of the checkpoint",
             size(needed.peak())
         )?;
         let parts = [
             ("activations", needed.activations),
             ("Hessian", needed.hessian),
+            ("block", needed.block),
             ("layer", needed.layer),
             ("workspace", needed.workspace),
         ];
@@ -367,10 +380,15 @@ mod tests {
         let memory = plan(&[]).unwrap().memory();
         assert_eq!(memory.activations, 2 * 1000 * 64 * 2);
         assert_eq!(memory.hessian, 200 * 200 * 4);
+        assert_eq!(memory.block, (96 * 64 + 64 * 200) * 2);
         assert_eq!(memory.layer, 2 * 64 * 200 * 4);
         assert_eq!(plan(&["--blocks", "0..1"]).unwrap().memory(), memory);
         assert_eq!(plan(&["--activations", "f32"]).unwrap().memory().activations, 2 * memory.activations);
         assert_eq!(plan(&["--only", "q"]).unwrap().memory().hessian, 64 * 64 * 4);
+        let eight = plan(&["--shards", "8"]).unwrap().memory();
+        assert_eq!((eight.hessian, eight.block), (8 * memory.hessian, 8 * memory.block));
+        assert_eq!(eight.activations, memory.activations, "sequences are divided");
+        assert_eq!(eight.layer, 64 * 200 * 17 * 2, "rows are divided, but gathered by all");
     }
 
     #[test]

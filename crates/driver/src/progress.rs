@@ -49,17 +49,11 @@ impl Progress {
         progress
     }
 
-    /// Progress that shows nothing.
-    pub fn hidden() -> Self {
-        Self { bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()), quiet: true, terminal: false }
-    }
-
-    /// Begins a task of `work` units, in any unit that takes about equal time; operations do well.
-    pub fn task(&self, title: &str, work: u64) -> Task<'_> {
-        let bar = self.bars.add(ProgressBar::new(work));
+    /// Begins a task; how much work it is [`Task::reach`] says.
+    pub fn task(&self, title: &str) -> Task<'_> {
+        let bar = self.bars.add(ProgressBar::new(0));
         // The template is a constant that indicatif accepts; were it not, the default style would do.
-        if let Ok(style) =
-            ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3} % · {elapsed} · {eta} left · {msg}")
+        if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3} % · {elapsed} · {eta} left")
         {
             bar.set_style(style);
         }
@@ -73,7 +67,7 @@ impl Progress {
             bar,
             title: title.to_string(),
             start: now,
-            pace: Mutex::new(Pace { done: 0, work, said: now }),
+            pace: Mutex::new(Pace { done: 0, work: 0, said: now }),
         }
     }
 
@@ -101,24 +95,10 @@ pub struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// What is being done, beside the bar.
-    pub fn doing(&self, what: &str) {
-        self.bar.set_message(what.to_string());
-    }
-
-    /// Units of work that are done since the last call.
-    pub fn advance(&self, work: u64) {
-        self.step(|pace| pace.done += work);
-    }
-
-    /// Units of work that are done since the beginning, and of how many, where that was not known before.
+    /// Units of work that are done since the beginning, and of how many, in any unit that takes about equal time.
     pub fn reach(&self, done: u64, work: u64) {
-        self.step(|pace| (pace.done, pace.work) = (done, work));
-    }
-
-    fn step(&self, step: impl FnOnce(&mut Pace)) {
         let mut pace = self.pace();
-        step(&mut pace);
+        (pace.done, pace.work) = (done, work);
         self.bar.set_length(pace.work);
         self.bar.set_position(pace.done);
         if !self.progress.terminal && pace.said.elapsed() >= PLAIN_INTERVAL {
@@ -193,16 +173,16 @@ mod tests {
 
     #[test]
     fn an_estimate_needs_work_done_and_work_left() {
-        let progress = Progress::hidden();
-        let task = progress.task("pruning", 200);
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
+        let progress = Progress { bars, quiet: true, terminal: false };
+        let task = progress.task("pruning");
         assert!(!task.estimate(&task.pace()).contains("left"));
-        task.advance(50);
+        task.reach(50, 200);
         assert!(task.estimate(&task.pace()).starts_with("25 %"));
         assert!(task.estimate(&task.pace()).contains("left"));
-        task.advance(150);
+        task.reach(200, 200);
         assert!(!task.estimate(&task.pace()).contains("left"));
         task.reach(3, 4);
-        assert!(task.estimate(&task.pace()).starts_with("75 %"));
         assert_eq!((task.bar.position(), task.bar.length()), (3, Some(4)));
     }
 }

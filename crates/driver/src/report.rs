@@ -221,14 +221,19 @@ impl Report {
 /// Refuses a path that no report can be written to, before the work is done that it would tell about.
 ///
 /// # Errors
-/// If the path is a folder, or its folder does not exist.
-pub fn check_path(path: &Path, model: &Path) -> anyhow::Result<()> {
+/// If the path is a folder, or the one that the result will be, if nothing can be written beside it, or if that is the
+/// model's folder.
+pub fn check_path(path: &Path, model: &Path, output: &Path) -> anyhow::Result<()> {
     ensure!(!path.is_dir(), "the report {} is a folder", path.display());
+    if let (Ok(report), Ok(output)) = (std::path::absolute(path), std::path::absolute(output)) {
+        ensure!(!output.starts_with(report), "the report {} is where the result goes", path.display());
+    }
     ensure!(folder_of(path).is_dir(), "there is no folder for the report {}", path.display());
     if let (Ok(folder), Ok(model)) = (folder_of(path).canonicalize(), model.canonicalize()) {
         ensure!(!folder.starts_with(model), "the report {} would lie in the model's folder", path.display());
     }
-    Ok(())
+    let tried = tempfile::tempfile_in(folder_of(path));
+    tried.map(drop).with_context(|| format!("cannot write the report {}", path.display()))
 }
 
 fn folder_of(path: &Path) -> &Path {

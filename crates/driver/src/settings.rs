@@ -102,7 +102,7 @@ pub struct Settings {
     pub panel_width: usize,
     /// How activations are kept between stages.
     pub activations: Activations,
-    /// Texts to calibrate on; empty only where nothing needs them.
+    /// Texts to calibrate on; see [`Settings::require_calibration`].
     pub calibration: Vec<PathBuf>,
     /// Calibration sequences, at least 1.
     pub sequences: usize,
@@ -161,11 +161,6 @@ impl Settings {
         if baselines && choices.evaluate.is_empty() {
             return Err(SettingsError::Inconsistent("--baselines compares perplexities: give --evaluate TEXT as well"));
         }
-        if choices.calibration.is_empty() && (baselines || method != Method::Magnitude) {
-            return Err(SettingsError::Inconsistent(
-                "no calibration text: give --calibration FILE, some hundred kilobytes of text such as the model is used on",
-            ));
-        }
         let (output, overwrite) = match choices.output {
             Some(output) => (output, args.overwrite),
             // The demonstration's own folder is written by nothing else.
@@ -196,6 +191,25 @@ impl Settings {
             threads: choices.threads.map(|count| workers("threads", count)).transpose()?,
             report: args.report.clone(),
         })
+    }
+
+    /// Whether any of the methods that are run looks at inputs.
+    pub fn calibrates(&self) -> bool {
+        self.method != Method::Magnitude || self.baselines
+    }
+
+    /// Fails where a calibration text is needed and none is given. Not a part of [`Settings::resolve`], so that whoever
+    /// mistypes the model is told of that first, and not of a text for a model that is not there.
+    ///
+    /// # Errors
+    /// [`SettingsError::Inconsistent`].
+    pub fn require_calibration(&self) -> Result<(), SettingsError> {
+        if self.calibrates() && self.calibration.is_empty() {
+            return Err(SettingsError::Inconsistent(
+                "no calibration text: give --calibration FILE, some hundred kilobytes of text such as the model is used on",
+            ));
+        }
+        Ok(())
     }
 
     /// Tokens per sequence, for a model whose positions end at `longest`: as given, or the smaller of 2048 and that.

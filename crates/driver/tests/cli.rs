@@ -106,7 +106,6 @@ fn a_bad_flag_is_told_by_exit_code_2() {
         let flags = [&["prune", "model", "--output", "out", "--calibration", "text.txt"], *flags].concat();
         place.refuses(2, &[part], &flags);
     }
-    place.refuses(2, &["--calibration"], &["prune", "model"]);
     place.refuses(2, &["at least 2"], &["evaluate", "model", "text.txt", "--sequence-length", "1"]);
     place.refuses(2, &["at least 1"], &["inspect", "model", "--threads", "0"]);
     place.refuses(2, &["TEXT"], &["evaluate", "model"]);
@@ -118,6 +117,11 @@ fn a_file_that_is_not_there_is_named() {
     let place = Place::with_demo();
     let text = demo_text("calibration.txt");
     place.refuses(1, &["gone"], &["prune", "./gone", "--calibration", &text]);
+    // Whatever else is missing: the model is told first, then what it has to be pruned with.
+    place.refuses(1, &["gone does not exist"], &["prune", "./gone"]);
+    place.refuses(1, &["no config.json"], &["prune", "."]);
+    place.refuses(2, &["--calibration"], &["prune", "model"]);
+    place.refuses(2, &["--calibration"], &["prune", "model", "--method", "wanda", "--dry-run"]);
     place.refuses(1, &["gone"], &["inspect", "./gone"]);
     place.refuses(1, &["gone"], &["evaluate", "./gone", &text]);
     place.refuses(1, &["hf download facebook/opt-125m"], &["inspect", "facebook/opt-125m"]);
@@ -307,6 +311,30 @@ fn a_dry_run_prints_the_plan_and_does_nothing() {
 }
 
 #[test]
+fn progress_counts_what_there_is_to_do() {
+    let place = Place::with_demo();
+    let text = demo_text("calibration.txt");
+    // 64 tokens make one chunk. Stages 1 and 3 take a pass that gathers their inputs and one that absorbs their output,
+    // any stage with a layer to prune the former; every layer is a step. Nothing follows the last layer.
+    let cases: &[(&[&str], &[&str])] = &[
+        (&[], &["26 %", "51 %", "77 %", "100 %"]), // 12 a block, 11 in the last
+        (&["--method", "wanda"], &["26 %", "51 %", "77 %", "100 %"]),
+        (&["--method", "magnitude"], &["25 %", "50 %", "75 %", "100 %"]), // 6 each
+        (&["--only", "fc2"], &["26 %", "53 %", "79 %", "100 %"]),         // 5, 5, 5, 4
+        (&["--only", "q_proj"], &["30 %", "60 %", "90 %", "100 %"]),      // 6, 6, 6, 2
+        (&["--skip", "fc", "--blocks", "1..3"], &["21 %", "68 %", "100 %"]), // 4, 9, 6
+        (&["--blocks", "..1", "--only", "k_proj", "--method", "wanda"], &["100 %"]), // 2
+    ];
+    for (flags, percents) in cases {
+        let flags = small(&text, &[flags, &["--overwrite"][..]].concat());
+        let run = place.run(&flags);
+        let lines = run.assert_success().stderr.lines().filter(|line| line.contains("block "));
+        let shares: Vec<_> = lines.map(|line| line.split(" · ").nth(1).unwrap_or(line)).collect();
+        assert_eq!(shares, *percents, "{flags:?}");
+    }
+}
+
+#[test]
 fn inspect_knows_every_architecture() {
     for (model, blocks) in [
         ("opt", 2),
@@ -370,6 +398,22 @@ fn an_existing_folder_is_not_touched() {
     assert_eq!(place.read("out/mine"), b"precious");
     place.refuses(1, &["model"], &["prune", "model", "--calibration", &text, "--output", "model", "--overwrite"]);
     place.refuses(1, &["model's folder"], &small(&text, &["--report", "model/model.safetensors"]));
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_refused_before_the_work() {
+    let place = Place::with_demo();
+    let text = demo_text("calibration.txt");
+    let refuse = |parts: &[&str], report: &str| {
+        let refused = place.refuses(1, parts, &small(&text, &["--report", report]));
+        assert!(!refused.contains("block 1 of"), "{refused}");
+    };
+    refuse(&["gone/report.json", "no folder"], "gone/report.json");
+    refuse(&["where the result goes"], "out");
+    refuse(&["where the result goes"], "./out");
+    // A folder of the system in which nobody makes files, whoever runs the test.
+    #[cfg(target_os = "linux")]
+    refuse(&["cannot write the report"], "/proc/report.json");
 }
 
 /// An interrupt in the middle of the work leaves nothing of it behind.

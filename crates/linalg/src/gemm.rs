@@ -82,8 +82,7 @@ unsafe impl Sync for Target {}
 /// If a part lies outside the matrix, the shapes do not fit, or C overlaps A or B.
 pub fn gemm_within(matrix: MatrixMut<'_>, alpha: f32, a: Part, b: Part, beta: f32, c: Part, region: Region) {
     for part in [&a, &b, &c] {
-        let inside = part.rows.end <= matrix.rows && part.columns.end <= matrix.columns;
-        assert!(inside, "{part:?} of a [{}, {}] matrix", matrix.rows, matrix.columns);
+        part.assert_inside(&matrix);
     }
     assert!(c.is_disjoint(&a) && c.is_disjoint(&b), "C ({c:?}) overlaps A ({a:?}) or B ({b:?})");
     let shape = Shape { rows: a.rows.len(), depth: a.columns.len(), columns: b.rows.len() };
@@ -93,13 +92,46 @@ pub fn gemm_within(matrix: MatrixMut<'_>, alpha: f32, a: Part, b: Part, beta: f3
     );
     let stride = matrix.row_stride;
     let data = matrix.data.as_mut_ptr();
-    // An empty part may start one past the end of its matrix; `wrapping_add` allows to say so.
-    let start = |part: &Part| data.wrapping_add(part.rows.start * stride + part.columns.start);
-    let operand = |part: &Part| Operand { data: start(part).cast_const(), extent_stride: stride, depth_stride: 1 };
-    let target = Target { data: start(&c), row_stride: stride };
+    let operand =
+        |part: &Part| Operand { data: part.start(data, stride).cast_const(), extent_stride: stride, depth_stride: 1 };
+    let target = Target { data: c.start(data, stride), row_stride: stride };
     let update = Update { alpha, beta };
     // SAFETY: the parts lie inside the matrix, which is borrowed mutably, and C shares no element with A or B.
     unsafe { product(Kernel::get(), update, operand(&a), operand(&b), target, shape, region, shape.worth_sharing()) };
+}
+
+/// `C ← βC + αA·B` on the calling thread alone, where A and C are parts of one matrix and B is not.
+///
+/// # Panics
+/// As [`gemm_within`].
+pub fn gemm_within_serial(
+    matrix: MatrixMut<'_>,
+    alpha: f32,
+    a: Part,
+    b: MatrixRef<'_>,
+    beta: f32,
+    c: Part,
+    region: Region,
+) {
+    for part in [&a, &c] {
+        part.assert_inside(&matrix);
+    }
+    assert!(c.is_disjoint(&a), "C ({c:?}) overlaps A ({a:?})");
+    let shape = Shape { rows: a.rows.len(), depth: a.columns.len(), columns: b.columns };
+    assert!(
+        b.rows == shape.depth && c.rows.len() == shape.rows && c.columns.len() == shape.columns,
+        "{a:?} · [{}, {}] into {c:?}",
+        b.rows,
+        b.columns
+    );
+    let stride = matrix.row_stride;
+    let data = matrix.data.as_mut_ptr();
+    let left = Operand { data: a.start(data, stride).cast_const(), extent_stride: stride, depth_stride: 1 };
+    let right = Operand { data: b.data.as_ptr(), extent_stride: b.column_stride, depth_stride: b.row_stride };
+    let target = Target { data: c.start(data, stride), row_stride: stride };
+    // SAFETY: A and C lie inside the matrix, which is borrowed mutably, and share no element; B is borrowed beside it,
+    // with its shape and strides checked when it was made.
+    unsafe { product(Kernel::get(), Update { alpha, beta }, left, right, target, shape, region, false) };
 }
 
 /// A rectangle of a matrix.
@@ -112,6 +144,17 @@ pub struct Part {
 }
 
 impl Part {
+    fn assert_inside(&self, matrix: &MatrixMut<'_>) {
+        let inside = self.rows.end <= matrix.rows && self.columns.end <= matrix.columns;
+        assert!(inside, "{self:?} of a [{}, {}] matrix", matrix.rows, matrix.columns);
+    }
+
+    /// The address of its first element in a matrix at `data`.
+    fn start(&self, data: *mut f32, stride: usize) -> *mut f32 {
+        // An empty part may start one past the end of its matrix; `wrapping_add` allows to say so.
+        data.wrapping_add(self.rows.start * stride + self.columns.start)
+    }
+
     fn is_disjoint(&self, other: &Part) -> bool {
         let apart = |a: &Range<usize>, b: &Range<usize>| a.end <= b.start || b.end <= a.start;
         apart(&self.rows, &other.rows) || apart(&self.columns, &other.columns)
@@ -156,6 +199,13 @@ fn separate<A: Element, B: Element>(
     let left = Operand { data: a.data.as_ptr(), extent_stride: a.row_stride, depth_stride: a.column_stride };
     let right = Operand { data: b.data.as_ptr(), extent_stride: b.column_stride, depth_stride: b.row_stride };
     let target = Target { data: c.data.as_mut_ptr(), row_stride: c.row_stride };
+    if let (Some(kernel), Some(left), Some(right)) =
+        (Kernel::pairs(), left.pairs(shape.depth), right.pairs(shape.depth))
+    {
+        let halved = Shape { depth: shape.depth / 2, ..shape };
+        // SAFETY: as below; pairs lie where their elements do.
+        return unsafe { product(kernel, update, left, right, target, halved, region, shared(halved)) };
+    }
     // SAFETY: the three are borrowed as what they are used for, with shapes and strides checked when they were made.
     unsafe { product(kernel, update, left, right, target, shape, region, shared(shape)) };
 }
@@ -191,7 +241,7 @@ unsafe fn product<A: Element, B: Element>(
         for from in (0..depth).step_by(DEPTH) {
             let slice = DEPTH.min(depth - from);
             let update = Update { alpha, beta: if from == 0 { beta } else { 1.0 } };
-            let panels_b = packed_b.floats();
+            let panels_b = packed_b.floats_mut();
             // SAFETY: the slice lies inside the operand, whose elements nobody writes.
             unsafe { pack(right, (first_column, some_columns), (from, slice), kernel.columns, panels_b, shared) };
             for first_row in (0..rows).step_by(ROWS) {
@@ -199,7 +249,7 @@ unsafe fn product<A: Element, B: Element>(
                     break; // wholly below the diagonal, and so is all that follows
                 }
                 let some_rows = ROWS.min(rows - first_row);
-                let panels_a = packed_a.floats();
+                let panels_a = packed_a.floats_mut();
                 // SAFETY: as for the right operand.
                 unsafe { pack(left, (first_row, some_rows), (from, slice), kernel.rows, panels_a, shared) };
                 let block = Block {
@@ -223,7 +273,7 @@ unsafe fn product<A: Element, B: Element>(
 ///
 /// # Safety
 /// These elements belong to the operand and nobody writes them meanwhile.
-unsafe fn pack<T: Element>(
+pub(crate) unsafe fn pack<T: Element>(
     operand: Operand<T>,
     (first, count): (usize, usize),
     depth: (usize, usize),
@@ -418,6 +468,28 @@ mod tests {
         );
         for (at, &now) in c.iter().enumerate() {
             assert_eq!(now, expected(&MatrixRef::new(&a, m, k), &MatrixRef::new(&b, k, n), at / n, at % n));
+        }
+    }
+
+    #[test]
+    fn bf16_operands_multiply_exactly_in_pairs_and_one_by_one() {
+        let (m, n) = (25, 70);
+        // Pairs at any depth that is even; the last one is not, nor does a transposed operand have any.
+        for (k, turned) in [(2, false), (50, false), (900, false), (50, true), (51, false)] {
+            let (a, b) = (numbers(m * k, 6), numbers(k * n, 7));
+            let narrow = |x: &[f32]| x.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>();
+            let (narrow_a, narrow_b) = (narrow(&a), narrow(&b));
+            let mut c = vec![3.0; m * n];
+            let right = |turned| match turned {
+                true => (MatrixRef::new(&narrow_b, k, n), MatrixRef::new(&b, k, n)),
+                false => (MatrixRef::new(&narrow_b, n, k).transposed(), MatrixRef::new(&b, n, k).transposed()),
+            };
+            let (narrow_right, right) = right(turned);
+            gemm(2.0, MatrixRef::new(&narrow_a, m, k), narrow_right, -1.0, MatrixMut::new(&mut c, m, n), Region::Full);
+            for (at, &now) in c.iter().enumerate() {
+                let want = 2.0 * expected(&MatrixRef::new(&a, m, k), &right, at / n, at % n) - 3.0;
+                assert_eq!(now, want, "depth {k}, {turned}, at {at}");
+            }
         }
     }
 

@@ -9,8 +9,11 @@ mod gemm;
 mod kernel;
 mod matrix;
 mod pack;
+mod strip;
 mod vectorized;
 
 pub use element::Element;
-pub use gemm::{Part, Region, gemm, gemm_serial, gemm_within};
+pub use gemm::{Part, Region, gemm, gemm_serial, gemm_within, gemm_within_serial};
 pub use matrix::{MatrixMut, MatrixRef};
+pub use pack::Buffer;
+pub use strip::{PackedLeft, strip_width};

@@ -8,6 +8,8 @@
 //! The extent is padded with zeros to whole panels, so that the kernel never meets an edge while it reads.
 
 use crate::Element;
+use half::bf16;
+use std::any::TypeId;
 use std::sync::{Mutex, PoisonError};
 
 /// A cache line of floats: packed panels start on one.
@@ -18,22 +20,33 @@ pub(crate) struct Line([f32; 16]);
 /// Buffers that wait to be used again: a product takes two and gives them back, since fresh pages cost more than packing.
 static IDLE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
-/// A packing buffer that returns to the idle ones when dropped.
-pub(crate) struct Buffer(Vec<Line>);
+/// A buffer of floats on cache lines that returns to the idle ones when dropped.
+pub struct Buffer(Vec<Line>);
 
 impl Buffer {
     /// A buffer of at least `length` floats with arbitrary content.
-    pub(crate) fn take(length: usize) -> Self {
-        let mut lines = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+    pub fn take(length: usize) -> Self {
         let needed = length.div_ceil(16);
+        // The smallest that suffices, else a new one: short uses must not make long ones grow one buffer after another.
+        let mut lines = {
+            let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+            let fitting = (0..idle.len()).filter(|&index| idle[index].len() >= needed);
+            let best = fitting.min_by_key(|&index| idle[index].len());
+            best.map_or_else(Vec::new, |index| idle.swap_remove(index))
+        };
         if lines.len() < needed {
-            lines.clear(); // nothing to copy should it have to move
             lines.resize(needed, Line([0.0; 16]));
         }
         Self(lines)
     }
 
-    pub(crate) fn floats(&mut self) -> &mut [f32] {
+    /// All of it, which may be more than was asked for.
+    pub fn floats(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    /// As [`floats`](Self::floats), to be written.
+    pub fn floats_mut(&mut self) -> &mut [f32] {
         bytemuck::cast_slice_mut(&mut self.0)
     }
 }
@@ -64,6 +77,15 @@ unsafe impl<T: Sync> Send for Operand<T> {}
 unsafe impl<T: Sync> Sync for Operand<T> {}
 
 impl<T: Element> Operand<T> {
+    /// The same operand of `depth` values of bf16 as pairs of neighbours in depth, each in the place of one f32 that is
+    /// copied and never computed with. `None` if it is of another type or does not consist of aligned pairs.
+    pub(crate) fn pairs(&self, depth: usize) -> Option<Operand<f32>> {
+        let data = self.data.cast::<f32>();
+        let even = depth.is_multiple_of(2) && self.extent_stride.is_multiple_of(2) && data.is_aligned();
+        let fits = TypeId::of::<T>() == TypeId::of::<bf16>() && self.depth_stride == 1 && even;
+        fits.then_some(Operand { data, extent_stride: self.extent_stride / 2, depth_stride: 1 })
+    }
+
     /// `count` elements from (e, k) on, contiguous in whichever direction has stride one.
     ///
     /// # Safety

@@ -2,23 +2,21 @@
 //!
 //! ```text
 //!          keys ─▶            a tile computes scores for the keys that any of its queries sees
-//! queries  ░                  (░ and █), takes the softmax of each row over those that the query
-//!    │     ░░                 itself sees, and multiplies with the values; with a window, keys
-//!    ▼     ████ ◀ a tile      further back are not visited either
+//! queries  ░                  (░ and █), takes the softmax of each query over those that it sees
+//!    │     ░░                 itself, and multiplies with the values; with a window, keys further
+//!    ▼     ████ ◀ a tile      back are not visited either
 //!          █████
 //! ```
+//! Scores are kept transposed, [keys, queries of the tile], a strip: K·Qᵀ writes what Vᵀ·softmax reads, without a copy,
+//! and the softmax works on as many queries side by side as a vector has lanes. Keys and values are packed once for all
+//! tiles and all heads that share them.
 
 use std::ops::Range;
 
-use linalg::{MatrixMut, MatrixRef, gemm_serial};
+use linalg::{Buffer, MatrixRef, PackedLeft, strip_width, vectorized};
 use rayon::prelude::*;
 
-use crate::simd::softmax;
-use linalg::vectorized;
-
-/// Queries of a tile: enough to make the copy of keys and values that the product takes worth it, few enough to leave
-/// tasks for all threads and scores in the caches (64 · 2048 · 4 bytes = 512 KiB).
-const TILE: usize = 64;
+use crate::simd::exponentials;
 
 /// Where the heads of queries, keys or values lie in a matrix with one row per token: head h of token t at
 /// `t · row_stride + first + h · step`.
@@ -54,17 +52,38 @@ pub(crate) struct CausalAttention<'a> {
     pub(crate) slopes: Vec<f32>,
 }
 
+/// The keys and values of one head of one sequence.
+struct Packed {
+    /// [tokens, head_dim].
+    keys: PackedLeft,
+    /// [head_dim, tokens].
+    values: PackedLeft,
+}
+
 impl CausalAttention<'_> {
     /// softmax(q·kᵀ / √head_dim)·v of all heads, into output [tokens, heads · head_dim].
     pub(crate) fn run(&self, output: &mut [f32]) {
-        let width = self.heads * self.head_dim;
-        let sequences = output.par_chunks_mut(self.sequence_length * width).enumerate();
-        let tiles = sequences.flat_map(|(sequence, rows)| {
-            rows.par_chunks_mut(TILE * width).enumerate().map(move |(tile, rows)| (sequence, tile, rows))
-        });
-        tiles.for_each_init(Vec::new, |scores, (sequence, tile, rows)| {
-            self.tile(sequence * self.sequence_length, tile * TILE, scores, rows);
-        });
+        let (length, width) = (self.sequence_length, self.heads * self.head_dim);
+        // One head of keys after another: what is packed at a time stays small beside the activations.
+        for kv_head in 0..self.kv_heads {
+            let packed: Vec<Packed> = (0..output.len() / (length * width))
+                .into_par_iter()
+                .map(|sequence| {
+                    let tokens = sequence * length..(sequence + 1) * length;
+                    let keys = self.keys.matrix(kv_head, tokens.clone(), self.head_dim);
+                    let values = self.values.matrix(kv_head, tokens, self.head_dim);
+                    let pack = |matrix| move || PackedLeft::new(matrix);
+                    let (keys, values) = rayon::join(pack(keys), pack(values.transposed()));
+                    Packed { keys, values }
+                })
+                .collect();
+            let sequences = output.par_chunks_mut(length * width).zip(&packed).enumerate();
+            let tiles = sequences.flat_map(|(sequence, (rows, packed))| {
+                let tiles = rows.par_chunks_mut(strip_width() * width).enumerate();
+                tiles.map(move |(tile, rows)| (sequence * length, tile * strip_width(), packed, rows))
+            });
+            tiles.for_each(|(start, position, packed, rows)| self.tile(kv_head, start, position, packed, rows));
+        }
     }
 
     /// The keys of a sequence that the query at `position` sees.
@@ -73,41 +92,68 @@ impl CausalAttention<'_> {
         oldest..position + 1
     }
 
-    /// All heads of the queries from `position` on, in the sequence that starts at token `start`.
-    fn tile(&self, start: usize, position: usize, scores: &mut Vec<f32>, output: &mut [f32]) {
-        let (d, width) = (self.head_dim, self.heads * self.head_dim);
+    /// The heads that read `kv_head`, of the queries from `position` on in the sequence that starts at token `start`,
+    /// into their columns of output [queries, heads · head_dim].
+    fn tile(&self, kv_head: usize, start: usize, position: usize, packed: &Packed, output: &mut [f32]) {
+        let (d, width, lanes) = (self.head_dim, self.heads * self.head_dim, strip_width());
         let queries = output.len() / width;
         let keys = self.visible(position).start..position + queries;
-        scores.resize(queries * keys.len(), 0.0);
-        for head in 0..self.heads {
-            let kv_head = head / (self.heads / self.kv_heads);
-            let q = self.queries.matrix(head, start + position..start + position + queries, d);
-            let k = self.keys.matrix(kv_head, start + keys.start..start + keys.end, d);
-            let v = self.values.matrix(kv_head, start + keys.start..start + keys.end, d);
-            let scale = 1.0 / (d as f32).sqrt();
-            gemm_serial(scale, q, k.transposed(), 0.0, MatrixMut::new(scores, queries, keys.len()));
-            for (query, row) in scores.chunks_exact_mut(keys.len()).enumerate() {
-                let visible = self.visible(position + query);
-                let (before, after) = (visible.start - keys.start, visible.end - keys.start);
-                row[..before].fill(0.0);
-                row[after..].fill(0.0);
-                if let Some(&slope) = self.slopes.get(head) {
-                    lean(&mut row[before..after], slope);
+        let scale = 1.0 / (d as f32).sqrt();
+        let mut buffers = [d, keys.len(), d, 1].map(|rows| Buffer::take(rows * lanes));
+        let [strip, scores, context, sums] = buffers.each_mut().map(Buffer::floats_mut);
+        let (scores, sums) = (&mut scores[..keys.len() * lanes], &mut sums[..lanes]);
+        let group = self.heads / self.kv_heads;
+        for head in kv_head * group..(kv_head + 1) * group {
+            strip[..d * lanes].fill(0.0);
+            for query in 0..queries {
+                let first = self.queries.first + head * self.queries.step;
+                let row = (start + position + query) * self.queries.row_stride + first;
+                for (to, q) in strip[query..].iter_mut().step_by(lanes).zip(&self.queries.data[row..row + d]) {
+                    *to = q * scale;
                 }
-                softmax(&mut row[before..after]);
             }
-            let context = MatrixMut::with_stride(&mut output[head * d..], queries, d, width);
-            gemm_serial(1.0, MatrixRef::new(scores, queries, keys.len()), v, 0.0, context);
+            packed.keys.multiply(keys.clone(), 0..d, strip, scores);
+            if let Some(&slope) = self.slopes.get(head) {
+                lean(scores, lanes, (position - keys.start) as f32, slope);
+            }
+            self.hide(position, queries, keys.clone(), scores, f32::NEG_INFINITY);
+            exponentials(scores, lanes, sums);
+            self.hide(position, queries, keys.clone(), scores, 0.0);
+            packed.values.multiply(0..d, keys.clone(), scores, context);
+            for (query, row) in output.chunks_exact_mut(width).enumerate() {
+                let share = 1.0 / sums[query];
+                for (to, sum) in row[head * d..][..d].iter_mut().zip(context[query..].iter().step_by(lanes)) {
+                    *to = sum * share;
+                }
+            }
+        }
+    }
+
+    /// Overwrites the scores [keys, lanes] of keys that a query does not see.
+    fn hide(&self, position: usize, queries: usize, keys: Range<usize>, scores: &mut [f32], with: f32) {
+        let lanes = strip_width();
+        // Between those that the last query no longer sees and those that the first does not see yet, all see all.
+        let old = keys.start..self.visible(position + queries - 1).start;
+        let new = old.end.max(position + 1)..keys.end;
+        for key in old.chain(new) {
+            for (query, score) in scores[(key - keys.start) * lanes..][..queries].iter_mut().enumerate() {
+                if !self.visible(position + query).contains(&key) {
+                    *score = with;
+                }
+            }
         }
     }
 }
 
 vectorized! {
-    /// Subtracts `slope` per token of distance from the scores of keys that end at the query itself.
-    fn lean(row: &mut [f32], slope: f32) {
-        let last = row.len().wrapping_sub(1);
-        for (key, score) in row.iter_mut().enumerate() {
-            *score -= slope * (last - key) as u32 as f32;
+    /// Subtracts `slope` per token of distance from scores [keys, lanes]; the first key is `distance` tokens before the
+    /// query of the first lane.
+    fn lean(scores: &mut [f32], lanes: usize, distance: f32, slope: f32) {
+        for (key, row) in scores.chunks_exact_mut(lanes).enumerate() {
+            let distance = distance - key as u32 as f32;
+            for (lane, score) in row.iter_mut().enumerate() {
+                *score -= slope * (distance + lane as u32 as f32);
+            }
         }
     }
 }
@@ -157,7 +203,7 @@ mod tests {
     #[test]
     fn tiles_agree_with_attention_by_definition() {
         let (heads, kv_heads, d) = (4, 2, 3);
-        let (sequences, n) = (2, TILE + 37);
+        let (sequences, n) = (2, 2 * strip_width() + 37);
         for (window, slopes) in [
             (None, vec![]),
             (Some(1), vec![]),

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use checkpoint::Values;
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::attention::{CausalAttention, Heads, alibi_slopes};
 use crate::description::{Positions, Residual};
-use crate::layer::{Layer, LoadedLayer, Stage, Weight};
+use crate::layer::{Layer, LoadedLayer, Stage, Weight, round};
 use crate::norm::LoadedNorm;
 use crate::rope::Rotations;
 use crate::{Description, Error};
@@ -32,6 +34,7 @@ pub struct Block<'a> {
     /// Those of heads of q and of k.
     pub(crate) qk_norms: Option<[LoadedNorm; 2]>,
     pub(crate) rotations: Rotations,
+    pub(crate) rounds_inputs: bool,
 }
 
 impl<'a> Block<'a> {
@@ -43,11 +46,6 @@ impl<'a> Block<'a> {
     /// The four stages, in order.
     pub fn stages(&self) -> &[Stage] {
         &self.stages
-    }
-
-    /// The weight [rows, columns] of a layer, `None` if this block has no layer of this name.
-    pub fn weight(&self, layer: &str) -> Option<&Weight<'a>> {
-        self.layers.iter().flatten().find(|loaded| loaded.layer.name == layer).map(|loaded| &loaded.weight)
     }
 
     /// Replaces the weight of a layer.
@@ -63,13 +61,13 @@ impl<'a> Block<'a> {
         loaded.weight = weight;
     }
 
-    /// Fails at the first weight of a linear layer that is NaN or infinite; reads all of them. Norms and biases were
-    /// checked when the block was loaded.
+    /// From now on, linear layers whose weights are bf16 read their inputs rounded to bf16 too. Processors that multiply
+    /// bf16 do so at twice the rate of f32; on all of them the results are the same but for the order of sums. What
+    /// [`stage_inputs`](Self::stage_inputs) returns is rounded only as far as layers before it were.
     ///
-    /// # Errors
-    /// [`Error::WeightNotFinite`].
-    pub fn check_weights(&self) -> Result<(), Error> {
-        self.layers.iter().flatten().try_for_each(|loaded| loaded.weight.check_finite(&loaded.layer.name))
+    /// For a residual stream that is itself kept in bf16: what a norm makes of it is then known no better than that.
+    pub fn round_inputs(&mut self) {
+        self.rounds_inputs = true;
     }
 
     /// The inputs [tokens, width] of a stage, with the present weights of the stage before where that is in the same
@@ -92,25 +90,27 @@ impl<'a> Block<'a> {
     }
 
     /// Whether the output of a stage joins the residual stream.
-    pub fn absorbs(&self, stage: usize) -> bool {
+    pub fn absorbs(stage: usize) -> bool {
         stage % 2 == 1
     }
 
     /// Updates x with the output of a stage that [`absorbs`](Self::absorbs), from the stage's inputs
-    /// [tokens, width] and its present weight.
+    /// [tokens, width], in whatever type they were kept, and its present weight.
     ///
     /// # Errors
     /// [`Error::ActivationNotFinite`] or [`Error::WeightNotFinite`] where a number is not finite.
     ///
     /// # Panics
     /// If the stage does not absorb, or x and inputs are of different numbers of tokens.
-    pub fn absorb(&self, stage: usize, x: &mut [f32], inputs: &[f32]) -> Result<(), Error> {
-        assert!(self.absorbs(stage), "the output of stage {stage} goes to stage {}", stage + 1);
+    pub fn absorb(&self, stage: usize, x: &mut [f32], inputs: Values<'_>) -> Result<(), Error> {
+        assert!(Self::absorbs(stage), "the output of stage {stage} goes to stage {}", stage + 1);
         let norm = &self.norms[stage / 2];
         let residual = self.description.blocks.residual;
         if residual == Residual::Normed {
             norm.apply(x);
         }
+        let rounded = self.rounded(stage, inputs);
+        let inputs = rounded.as_deref().map_or(inputs, Values::Bf16);
         for layer in &self.layers[stage] {
             layer.add_to(x, inputs).map_err(|error| error.in_block(self.index))?;
         }
@@ -129,12 +129,12 @@ impl<'a> Block<'a> {
     /// If x is no whole number of sequences.
     pub fn forward(&self, x: &mut [f32], sequence_length: usize) -> Result<(), Error> {
         let context = self.stage_inputs(1, x, sequence_length)?;
-        self.absorb(1, x, &context)?;
+        self.absorb(1, x, Values::F32(&context))?;
         drop(context);
         let parts = x.chunks_mut(FEED_FORWARD_TOKENS * self.description.hidden);
         for (part, x) in parts.enumerate() {
             let inputs = self.feed_forward(&self.half_input(1, x));
-            let absorbed = inputs.and_then(|inputs| self.absorb(3, x, &inputs));
+            let absorbed = inputs.and_then(|inputs| self.absorb(3, x, Values::F32(&inputs)));
             absorbed.map_err(|error| error.after_tokens(part * FEED_FORWARD_TOKENS))?;
         }
         Ok(())
@@ -148,15 +148,21 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// The inputs of a stage as its layers read them, if they have to be rounded for that.
+    fn rounded(&self, stage: usize, inputs: Values<'_>) -> Option<Vec<bf16>> {
+        let wanted =
+            self.rounds_inputs && self.layers[stage].iter().all(|layer| matches!(layer.weight, Weight::Bf16(_)));
+        match inputs {
+            Values::F32(inputs) if wanted => Some(round(inputs)),
+            _ => None,
+        }
+    }
+
     /// From the inputs of stage 0 to those of stage 1.
     fn attention(&self, inputs: &[f32], sequence_length: usize) -> Result<Vec<f32>, Error> {
         let shape = &self.description.blocks.attention;
         let d = shape.head_dim;
-        let mut projected = self.layers[0]
-            .iter()
-            .map(|layer| layer.apply(inputs))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| error.in_block(self.index))?;
+        let mut projected = self.apply(0, inputs)?;
         // (matrix, column of head 0, columns from head to head, heads) of q, k and v.
         let counts = [shape.heads, shape.kv_heads, shape.kv_heads];
         let places: [(usize, usize, usize, usize); 3] = match projected.len() {
@@ -213,20 +219,22 @@ impl<'a> Block<'a> {
     /// From the inputs of stage 2 to those of stage 3.
     fn feed_forward(&self, inputs: &[f32]) -> Result<Vec<f32>, Error> {
         let activation = self.description.blocks.activation;
-        let apply = |layer: &LoadedLayer<'a>| layer.apply(inputs).map_err(|error| error.in_block(self.index));
-        match self.layers[2].as_slice() {
-            [gate, up] => {
-                let (mut gate, up) = (apply(gate)?, apply(up)?);
-                activation.apply_gated(&mut gate, &up);
-                Ok(gate)
-            }
-            layers => {
-                // Every architecture declares one layer here, or a gate and one.
-                let mut up = apply(&layers[0])?;
-                activation.apply(&mut up);
-                Ok(up)
-            }
+        // Every architecture declares one layer here, or a gate and one.
+        let mut outputs = self.apply(2, inputs)?.into_iter();
+        let mut first = outputs.next().unwrap_or_default();
+        match outputs.next() {
+            Some(up) => activation.apply_gated(&mut first, &up),
+            None => activation.apply(&mut first),
         }
+        Ok(first)
+    }
+
+    /// The outputs of all layers of a stage.
+    fn apply(&self, stage: usize, inputs: &[f32]) -> Result<Vec<Vec<f32>>, Error> {
+        let rounded = self.rounded(stage, Values::F32(inputs));
+        let inputs = rounded.as_deref().map_or(Values::F32(inputs), Values::Bf16);
+        let outputs = self.layers[stage].iter().map(|layer| layer.apply(inputs));
+        outputs.collect::<Result<_, _>>().map_err(|error| error.in_block(self.index))
     }
 
     fn check_extent(&self, x: &[f32], sequence_length: usize) {

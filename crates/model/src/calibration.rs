@@ -117,11 +117,6 @@ impl Sequences {
     pub fn count(&self) -> usize {
         self.tokens.len() / self.length
     }
-
-    /// The sequences in order, each of `length` tokens.
-    pub fn iter(&self) -> std::slice::ChunksExact<'_, u32> {
-        self.tokens.chunks_exact(self.length)
-    }
 }
 
 /// The tokenizer of a model folder. It holds tens of megabytes for a large vocabulary; drop it once the texts are
@@ -206,6 +201,7 @@ impl TextTokenizer {
                 let mut tokens = self.stream(texts, Some(wanted))?;
                 check_length(tokens.len(), count, length)?;
                 tokens.truncate(wanted);
+                tokens.shrink_to_fit();
                 Ok(Sequences { tokens, length })
             }
             Sampling::Random => draw(&self.stream(texts, None)?, count, length, seed),

@@ -32,6 +32,19 @@ pub enum Error {
         /// Its shape by the configuration.
         expected: Vec<usize>,
     },
+    /// A tensor of a block that the configuration does not have.
+    #[error(
+        "config.json makes {configured} blocks, but the checkpoint has `{tensor}` of block {found}, counted from 0: they do \
+         not belong together"
+    )]
+    ExtraBlock {
+        /// The full name of the tensor.
+        tensor: String,
+        /// The block that it belongs to by its name.
+        found: usize,
+        /// The number of blocks by the configuration.
+        configured: usize,
+    },
     /// A tensor of a type that this program does not compute with.
     #[error("`{tensor}` is stored as {found}; expected F32, F16 or BF16 (quantized checkpoints are not supported)")]
     Dtype {

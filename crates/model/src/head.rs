@@ -1,5 +1,6 @@
 //! From the output of the last block to logits, and to the loss without ever holding all logits.
 
+use checkpoint::Values;
 use rayon::prelude::*;
 
 use crate::layer::{multiply, not_finite};
@@ -25,7 +26,7 @@ impl Model<'_> {
         let vocabulary = self.description().vocabulary;
         let (weight, _) = self.head()?;
         let mut logits = vec![0.0; inputs.len() / width * vocabulary];
-        multiply(weight.values(), 0..vocabulary, width, &inputs, 0.0, &mut logits);
+        multiply(weight.values(), 0..vocabulary, width, Values::F32(&inputs), 0.0, &mut logits);
         match not_finite(&logits, vocabulary) {
             None => Ok(logits),
             Some((token, column, value)) => Err(self.not_finite_logit(token, column, value)),
@@ -78,7 +79,7 @@ impl Model<'_> {
         for first in (0..vocabulary).step_by(part) {
             let last = vocabulary.min(first + part);
             let logits = &mut logits[..targets.len() * (last - first)];
-            multiply(weight.values(), first..last, width, &inputs, 0.0, logits);
+            multiply(weight.values(), first..last, width, Values::F32(&inputs), 0.0, logits);
             let rows = logits.par_chunks(last - first).zip(&mut running).zip(targets);
             rows.for_each(|((row, running), target)| {
                 let largest = running.largest.max(max(row));
@@ -113,7 +114,7 @@ impl Model<'_> {
             None => x.to_vec(),
         };
         if let Some(projection) = head.project_out {
-            x = self.projection(projection, width, hidden)?.apply(&x)?;
+            x = self.projection(projection, width, hidden)?.apply(Values::F32(&x))?;
         }
         Ok((x, width))
     }

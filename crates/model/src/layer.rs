@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use checkpoint::{Dtype, Values};
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use linalg::{Element, MatrixMut, MatrixRef, Region, gemm};
 use rayon::prelude::*;
@@ -57,14 +56,6 @@ impl<'a> From<Values<'a>> for Weight<'a> {
 }
 
 impl Weight<'static> {
-    /// Rounds `values` once to `dtype`, exactly as they will be written ([`checkpoint::narrow`]).
-    ///
-    /// # Errors
-    /// Those of [`checkpoint::narrow`]: a value that `dtype` cannot hold, or a `dtype` that is no number type.
-    pub fn rounded(values: &[f32], dtype: Dtype) -> Result<Self, checkpoint::Error> {
-        Self::from_bytes(&checkpoint::narrow(values, &dtype)?, dtype)
-    }
-
     /// The values that `bytes` stand for in a checkpoint, little endian, aligned or not.
     ///
     /// # Errors
@@ -96,36 +87,9 @@ impl Weight<'_> {
         }
     }
 
-    /// The type of the elements.
-    pub fn dtype(&self) -> Dtype {
-        match self {
-            Self::F32(_) => Dtype::F32,
-            Self::F16(_) => Dtype::F16,
-            Self::Bf16(_) => Dtype::BF16,
-        }
-    }
-
     /// The number of elements.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F32(values) => values.len(),
-            Self::F16(values) => values.len(),
-            Self::Bf16(values) => values.len(),
-        }
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The elements as single precision, which holds each of the three types exactly.
-    pub fn to_f32(&self) -> Vec<f32> {
-        match self {
-            Self::F32(values) => values.to_vec(),
-            Self::F16(values) => values.to_f32_vec(),
-            Self::Bf16(values) => values.to_f32_vec(),
-        }
+    pub(crate) fn len(&self) -> usize {
+        self.values().len()
     }
 
     /// Fails at the first element that is NaN or infinite; `tensor` is the name to blame.
@@ -153,27 +117,28 @@ pub(crate) fn multiply(
     weight: Values<'_>,
     rows: std::ops::Range<usize>,
     columns: usize,
-    inputs: &[f32],
+    inputs: Values<'_>,
     beta: f32,
     output: &mut [f32],
 ) {
-    fn go<T: Element>(weight: &[T], rows: usize, columns: usize, inputs: &[f32], beta: f32, output: &mut [f32]) {
-        let tokens = inputs.len() / columns;
+    fn go<W: Element, X: Element>(weight: &[W], columns: usize, inputs: &[X], beta: f32, output: &mut [f32]) {
+        let (tokens, rows) = (inputs.len() / columns, weight.len() / columns);
         let weight = MatrixRef::new(weight, rows, columns).transposed();
-        gemm(
-            1.0,
-            MatrixRef::new(inputs, tokens, columns),
-            weight,
-            beta,
-            MatrixMut::new(output, tokens, rows),
-            Region::Full,
-        );
+        let inputs = MatrixRef::new(inputs, tokens, columns);
+        gemm(1.0, inputs, weight, beta, MatrixMut::new(output, tokens, rows), Region::Full);
     }
-    let (count, part) = (rows.len(), rows.start * columns..rows.end * columns);
+    fn with<W: Element>(weight: &[W], columns: usize, inputs: Values<'_>, beta: f32, output: &mut [f32]) {
+        match inputs {
+            Values::F32(inputs) => go(weight, columns, inputs, beta, output),
+            Values::F16(inputs) => go(weight, columns, inputs, beta, output),
+            Values::Bf16(inputs) => go(weight, columns, inputs, beta, output),
+        }
+    }
+    let part = rows.start * columns..rows.end * columns;
     match weight {
-        Values::F32(weight) => go(&weight[part], count, columns, inputs, beta, output),
-        Values::F16(weight) => go(&weight[part], count, columns, inputs, beta, output),
-        Values::Bf16(weight) => go(&weight[part], count, columns, inputs, beta, output),
+        Values::F32(weight) => with(&weight[part], columns, inputs, beta, output),
+        Values::F16(weight) => with(&weight[part], columns, inputs, beta, output),
+        Values::Bf16(weight) => with(&weight[part], columns, inputs, beta, output),
     }
 }
 
@@ -188,18 +153,18 @@ pub(crate) struct LoadedLayer<'a> {
 
 impl LoadedLayer<'_> {
     /// W·x + b for inputs [tokens, columns].
-    pub(crate) fn apply(&self, inputs: &[f32]) -> Result<Vec<f32>, Error> {
+    pub(crate) fn apply(&self, inputs: Values<'_>) -> Result<Vec<f32>, Error> {
         let mut output = vec![0.0; inputs.len() / self.layer.columns * self.layer.rows];
         self.product(inputs, 0.0, &mut output)?;
         Ok(output)
     }
 
     /// x ← x + W·x' + b for inputs x' [tokens, columns] and x [tokens, rows].
-    pub(crate) fn add_to(&self, x: &mut [f32], inputs: &[f32]) -> Result<(), Error> {
+    pub(crate) fn add_to(&self, x: &mut [f32], inputs: Values<'_>) -> Result<(), Error> {
         self.product(inputs, 1.0, x)
     }
 
-    fn product(&self, inputs: &[f32], beta: f32, output: &mut [f32]) -> Result<(), Error> {
+    fn product(&self, inputs: Values<'_>, beta: f32, output: &mut [f32]) -> Result<(), Error> {
         let Layer { rows, columns, .. } = self.layer;
         multiply(self.weight.values(), 0..rows, columns, inputs, beta, output);
         if let Some(bias) = &self.bias {
@@ -213,6 +178,13 @@ impl LoadedLayer<'_> {
             }
         }
     }
+}
+
+/// Each value rounded to nearest.
+pub(crate) fn round(values: &[f32]) -> Vec<bf16> {
+    let mut rounded = vec![bf16::ZERO; values.len()];
+    rounded.par_chunks_mut(RUN).zip(values.par_chunks(RUN)).for_each(|(to, from)| bf16::narrow(from, to));
+    rounded
 }
 
 /// The first (token, column, value) of activations [tokens, columns] that is NaN or infinite.

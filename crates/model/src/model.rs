@@ -35,7 +35,7 @@ impl<'a> Model<'a> {
     ///
     /// # Errors
     /// [`Error::Config`] for an unknown architecture or a value that makes no model; [`Error::Checkpoint`],
-    /// [`Error::Shape`] or [`Error::Dtype`] for a tensor.
+    /// [`Error::Shape`], [`Error::Dtype`] or [`Error::ExtraBlock`] for a tensor.
     pub fn open(checkpoint: &'a Checkpoint) -> Result<Self, Error> {
         let config = Config::new(checkpoint.folder().join("config.json"), checkpoint.config());
         let description = architectures::describe(&config)?;
@@ -123,6 +123,7 @@ impl<'a> Model<'a> {
             norms: [norm(blocks.norms[0], self.hidden())?, norm(blocks.norms[1], self.hidden())?],
             qk_norms,
             rotations: self.rotations.clone(),
+            rounds_inputs: false,
         })
     }
 
@@ -154,7 +155,7 @@ impl<'a> Model<'a> {
         }
         let mut x = self.look_up(tokens, embedding.width)?;
         if let Some(projection) = embedding.project_in {
-            x = self.projection(projection, hidden, embedding.width)?.apply(&x)?;
+            x = self.projection(projection, hidden, embedding.width)?.apply(Values::F32(&x))?;
         }
         if let Some(positions) = embedding.positions {
             if sequence_length > max_sequence_length {
@@ -299,7 +300,24 @@ impl<'a> Model<'a> {
             Ok(())
         };
         self.outer_tensors().into_iter().try_for_each(check)?;
-        (0..self.blocks()).try_for_each(|block| self.block_tensors(block).into_iter().try_for_each(check))
+        (0..self.blocks()).try_for_each(|block| self.block_tensors(block).into_iter().try_for_each(check))?;
+        self.check_no_more_blocks()
+    }
+
+    /// A model cut short by its configuration would run, with numbers of no use. Other tensors that the architecture
+    /// does not know are none of its business: old checkpoints keep rotary frequencies and attention masks.
+    fn check_no_more_blocks(&self) -> Result<(), Error> {
+        let blocks = self.name(self.description.blocks.name);
+        let block_of = |tensor: &str| {
+            let (number, _) = tensor.strip_prefix(&blocks)?.strip_prefix('.')?.split_once('.')?;
+            number.parse::<usize>().ok()
+        };
+        let configured = self.blocks();
+        let mut found = self.checkpoint.tensors().filter_map(|tensor| Some((block_of(tensor.name)?, tensor.name)));
+        match found.find(|&(block, _)| block >= configured) {
+            None => Ok(()),
+            Some((found, tensor)) => Err(Error::ExtraBlock { tensor: tensor.to_owned(), found, configured }),
+        }
     }
 }
 

@@ -104,15 +104,24 @@ vectorized! {
 }
 
 vectorized! {
-    /// x ← exp(x) / Σ exp(x).
-    pub(crate) fn softmax(row: &mut [f32]) {
-        let largest = max(row);
-        for x in row.iter_mut() {
-            *x = exp(*x - largest);
-        }
-        let share = 1.0 / sum(row);
-        for x in row.iter_mut() {
-            *x *= share;
+    /// x ← exp(x − largest of its column) in a row-major matrix of `columns`, a multiple of 16, and the sums of the
+    /// columns: a softmax but for the division.
+    pub(crate) fn exponentials(matrix: &mut [f32], columns: usize, sums: &mut [f32]) {
+        for (sums, first) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip((0..columns).step_by(LANES)) {
+            let mut largest = [f32::NEG_INFINITY; LANES];
+            for row in matrix.chunks_exact(columns).filter_map(|row| row[first..].first_chunk::<LANES>()) {
+                for (largest, &x) in largest.iter_mut().zip(row) {
+                    *largest = greater(*largest, x);
+                }
+            }
+            let mut partial = [0.0; LANES];
+            for row in matrix.chunks_exact_mut(columns).filter_map(|row| row[first..].first_chunk_mut::<LANES>()) {
+                for ((x, largest), sum) in row.iter_mut().zip(&largest).zip(&mut partial) {
+                    *x = exp(*x - largest);
+                    *sum += *x;
+                }
+            }
+            *sums = partial;
         }
     }
 }
@@ -194,17 +203,27 @@ mod tests {
     }
 
     #[test]
-    fn softmax_sums_to_one_and_keeps_nan() {
-        let mut row: Vec<f32> = (0..37).map(|i| (i * i % 11) as f32 * 30.0).collect();
-        let exact: Vec<f64> = row.iter().map(|&x| (f64::from(x) - 300.0).exp()).collect();
-        let total: f64 = exact.iter().sum();
-        softmax(&mut row);
-        for (&got, want) in row.iter().zip(exact) {
-            // Below e⁻⁸⁷ the exponential is constant.
-            assert!((f64::from(got) - want / total).abs() <= 1e-6 * want / total + 2e-38);
+    fn columns_of_exponentials_are_those_of_a_softmax_and_keep_nan() {
+        for columns in [16, 32] {
+            let score = |row: usize, column: usize| (row * row * (column + 3) % 11) as f32 * 30.0 - column as f32;
+            let mut matrix: Vec<f32> = (0..37 * columns).map(|at| score(at / columns, at % columns)).collect();
+            matrix[5 * columns + 7] = f32::NAN;
+            let mut sums = vec![0.0; columns];
+            exponentials(&mut matrix, columns, &mut sums);
+            for column in 0..columns {
+                if column == 7 {
+                    assert!(sums[column].is_nan() && matrix[5 * columns + 7].is_nan());
+                    continue;
+                }
+                let scores = || (0..37).map(|row| f64::from(score(row, column)));
+                let largest = scores().fold(f64::NEG_INFINITY, f64::max);
+                let total: f64 = scores().map(|score| (score - largest).exp()).sum();
+                for (row, want) in scores().map(|score| (score - largest).exp() / total).enumerate() {
+                    let got = f64::from(matrix[row * columns + column] / sums[column]);
+                    // Below e⁻⁸⁷ the exponential is constant.
+                    assert!((got - want).abs() <= 1e-6 * want + 2e-38, "{row} {column}: {got} {want}");
+                }
+            }
         }
-        let mut row = [1.0, f32::NAN, 0.0];
-        softmax(&mut row);
-        assert!(row.iter().any(|x| x.is_nan()));
     }
 }

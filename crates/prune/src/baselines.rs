@@ -83,7 +83,7 @@ fn of_every_group(
     let mut mask = Mask::from_fn(rows, columns, |_, _| true);
     let groups = mask.columns_of_mut(0..columns).par_chunks_exact_mut((group * rows).max(1));
     groups.enumerate().for_each(|(number, keep)| {
-        let (mut scores, mut kept) = (vec![[0f32]; group], vec![[true]; group]);
+        let (mut scores, mut kept) = (vec![[0f32]; group], vec![[0u32]; group]);
         for row in 0..rows {
             for (c, scores) in scores.iter_mut().enumerate() {
                 let j = number * group + c;
@@ -91,7 +91,7 @@ fn of_every_group(
             }
             drop_smallest_of_group(&scores, stay, &mut kept);
             for (c, &[kept]) in kept.iter().enumerate() {
-                keep[c * rows + row] = kept;
+                keep[c * rows + row] = kept != 0;
             }
         }
     });

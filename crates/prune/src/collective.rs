@@ -1,6 +1,7 @@
 //! What shards say to each other: sums, broadcasts and gathers among equals.
 //!
-//! Every shard makes the same calls in the same order, as in MPI. [`run_shards`] runs them as threads of one process.
+//! Every shard makes the same calls in the same order, as in MPI. [`run_shards`] runs them as threads of one process,
+//! which notice where they do not.
 
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -11,6 +12,10 @@ use std::sync::{Condvar, Mutex, PoisonError};
 pub struct Disconnected;
 
 /// A group of shards, seen by one of them.
+///
+/// # Panics
+/// Every call may, on all shards, if they do not make the same one with buffers of one length ([`Collective::gather`]:
+/// of any).
 pub trait Collective: Send + Sync {
     /// This shard's number, from 0.
     fn rank(&self) -> usize;
@@ -23,6 +28,12 @@ pub trait Collective: Send + Sync {
     /// # Errors
     /// If another shard ended early.
     fn sum_f32(&self, values: &mut [f32]) -> Result<(), Disconnected>;
+
+    /// [`Collective::sum_f32`] in double precision.
+    ///
+    /// # Errors
+    /// If another shard ended early.
+    fn sum_f64(&self, values: &mut [f64]) -> Result<(), Disconnected>;
 
     /// [`Collective::sum_f32`] for counts.
     ///
@@ -63,6 +74,10 @@ impl Collective for Solo {
     }
 
     fn sum_f32(&self, _: &mut [f32]) -> Result<(), Disconnected> {
+        Ok(())
+    }
+
+    fn sum_f64(&self, _: &mut [f64]) -> Result<(), Disconnected> {
         Ok(())
     }
 
@@ -141,9 +156,27 @@ struct Table {
     changed: Condvar,
 }
 
+/// What a call does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Operation {
+    /// With the name of the numbers' type.
+    Sum(&'static str),
+    /// With the root.
+    Broadcast(usize),
+    Gather,
+}
+
+/// A buffer laid down for some operation: its address and number of elements.
+#[derive(Clone, Copy, Debug)]
+struct Buffer {
+    operation: Operation,
+    address: usize,
+    length: usize,
+}
+
 struct State {
-    /// Buffers laid down in this round: address and number of elements.
-    laid: Vec<Option<(usize, usize)>>,
+    /// Buffers laid down in this round.
+    laid: Vec<Option<Buffer>>,
     arrived: usize,
     done: usize,
     round: u64,
@@ -162,14 +195,9 @@ impl Table {
 
     /// Lays down `own`, waits for the others' buffers, runs `work` on all of them, and waits until everybody has.
     ///
-    /// Between the two waits no shard can leave (`work` panics on all of them or on none), so every address stays valid
-    /// while `work` runs.
-    fn meet<T>(
-        &self,
-        rank: usize,
-        own: (usize, usize),
-        work: impl FnOnce(&[(usize, usize)]) -> T,
-    ) -> Result<T, Disconnected> {
+    /// Between the two waits no shard can leave (`work` and the check before it panic on all of them or on none), so
+    /// every address stays valid while `work` runs.
+    fn meet<T>(&self, rank: usize, own: Buffer, work: impl FnOnce(&[Buffer]) -> T) -> Result<T, Disconnected> {
         let mut state = self.lock();
         let (size, round) = (state.laid.len(), state.round);
         if state.broken {
@@ -186,6 +214,9 @@ impl Table {
         }
         let buffers: Vec<_> = state.laid.iter().flatten().copied().collect();
         drop(state);
+        let Buffer { operation, length, .. } = buffers[0];
+        let same = |b: &Buffer| b.operation == operation && (b.length == length || operation == Operation::Gather);
+        assert!(buffers.iter().all(same), "shards that do not make the same call: {buffers:?}");
         let result = work(&buffers);
         let mut state = self.lock();
         state.done += 1;
@@ -210,19 +241,18 @@ struct Thread<'a> {
 impl Thread<'_> {
     fn sum<T: Copy + std::ops::AddAssign>(&self, values: &mut [T]) -> Result<(), Disconnected> {
         let (rank, size, length) = (self.rank(), self.size(), values.len());
-        let own = (values.as_mut_ptr() as usize, length);
-        self.table.meet(rank, own, |buffers| {
-            assert!(buffers.iter().all(|b| b.1 == length), "a sum over buffers of different lengths");
+        let operation = Operation::Sum(std::any::type_name::<T>());
+        self.table.meet(rank, Buffer { operation, address: values.as_mut_ptr() as usize, length }, |buffers| {
             for index in share(length, rank, size) {
                 // SAFETY: all buffers have `length` elements of type T and stay borrowed until everybody is done; this
                 // element of each is read and written by this shard alone.
                 unsafe {
-                    let mut sum = *(buffers[0].0 as *const T).add(index);
+                    let mut sum = *(buffers[0].address as *const T).add(index);
                     for buffer in &buffers[1..] {
-                        sum += *(buffer.0 as *const T).add(index);
+                        sum += *(buffer.address as *const T).add(index);
                     }
                     for buffer in buffers {
-                        *(buffer.0 as *mut T).add(index) = sum;
+                        *(buffer.address as *mut T).add(index) = sum;
                     }
                 }
             }
@@ -243,27 +273,32 @@ impl Collective for Thread<'_> {
         self.sum(values)
     }
 
+    fn sum_f64(&self, values: &mut [f64]) -> Result<(), Disconnected> {
+        self.sum(values)
+    }
+
     fn sum_u64(&self, values: &mut [u64]) -> Result<(), Disconnected> {
         self.sum(values)
     }
 
     fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<(), Disconnected> {
         let (target, length) = (values.as_mut_ptr(), values.len());
-        self.table.meet(self.rank, (target as usize, length), |buffers| {
-            assert!(buffers.iter().all(|b| b.1 == length), "a broadcast between buffers of different lengths");
+        let own = Buffer { operation: Operation::Broadcast(root), address: target as usize, length };
+        self.table.meet(self.rank, own, |buffers| {
             if self.rank != root {
                 // SAFETY: both have `length` floats and are different buffers; the root's is only read until everybody
                 // is done, this shard's is its own.
-                unsafe { std::ptr::copy_nonoverlapping(buffers[root].0 as *const f32, target, length) };
+                unsafe { std::ptr::copy_nonoverlapping(buffers[root].address as *const f32, target, length) };
             }
         })
     }
 
     fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Disconnected> {
-        self.table.meet(self.rank, (own.as_ptr() as usize, own.len()), |buffers| {
-            let copy = |&(start, length): &(usize, usize)| {
+        let own = Buffer { operation: Operation::Gather, address: own.as_ptr() as usize, length: own.len() };
+        self.table.meet(self.rank, own, |buffers| {
+            let copy = |buffer: &Buffer| {
                 // SAFETY: the bytes stay borrowed until everybody is done, and nobody writes them.
-                unsafe { std::slice::from_raw_parts(start as *const u8, length) }.to_vec()
+                unsafe { std::slice::from_raw_parts(buffer.address as *const u8, buffer.length) }.to_vec()
             };
             buffers.iter().map(copy).collect()
         })
@@ -310,6 +345,28 @@ mod tests {
             }
         }
         assert_eq!(results.len(), 5);
+    }
+
+    #[test]
+    fn shards_that_make_different_calls_panic_on_all_sides() {
+        fn panics(call: impl Fn(&dyn Collective) -> Result<(), Disconnected> + Sync) {
+            let heard = Mutex::new(Vec::new());
+            run_shards(3, |collective| {
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| call(collective)));
+                let text = outcome.err().and_then(|panic| panic.downcast::<String>().ok());
+                heard.lock().unwrap().push(text.map_or(String::new(), |text| *text));
+                Ok::<_, Disconnected>(())
+            })
+            .unwrap();
+            let heard = heard.into_inner().unwrap();
+            assert!(heard.len() == 3 && heard.iter().all(|text| text.contains("the same call")), "{heard:?}");
+        }
+        // Eight bytes each, and the same number of elements.
+        panics(|c| if c.rank() == 1 { c.sum_u64(&mut [1]) } else { c.sum_f64(&mut [1.0]) });
+        panics(|c| if c.rank() == 2 { c.sum_f32(&mut [1.0]) } else { c.broadcast(0, &mut [1.0]) });
+        panics(|c| if c.rank() == 0 { c.gather(&[1]).map(drop) } else { c.sum_u64(&mut [1]) });
+        panics(|c| c.broadcast(c.rank() / 2, &mut [1.0]));
+        panics(|c| c.sum_f32(&mut vec![1.0; 1 + c.rank() / 2]));
     }
 
     #[test]

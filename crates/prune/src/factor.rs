@@ -1,26 +1,18 @@
 //! The factor V of the damped Hessian, H + damp·I = V·Vᵀ with V upper triangular, and the inverses of V's diagonal
 //! blocks.
 //!
-//! V is a Cholesky factorization that runs from the last column to the first. It is made recursively, so that nearly all
-//! of its n³/3 operations are large products:
-//! ```text
-//!        ┌───────────┐   factor  H₂₂ = V₂₂·V₂₂ᵀ
-//!   H =  │ H₁₁   H₁₂ │   solve   V₁₂·V₂₂ᵀ = H₁₂
-//!        │       H₂₂ │   update  H₁₁ ← H₁₁ − V₁₂·V₁₂ᵀ
-//!        └───────────┘   factor  H₁₁ = V₁₁·V₁₁ᵀ
-//! ```
+//! The factorization itself is in `cholesky`; here is what surrounds it: dead columns, damping, and what the sweep needs.
 
+use crate::cholesky::{BASE, Cholesky};
 use crate::solve::panels;
+use crate::triangle::invert;
 use crate::{Collective, Disconnected, Error, Hessian};
-use linalg::{MatrixMut, MatrixRef, Part, Region, gemm, gemm_within, vectorized};
+use linalg::MatrixRef;
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// How often the damping is raised tenfold before a Hessian is given up.
 pub const RAISES: u32 = 3;
-
-/// Below this size a block is factored directly, in f64: few operations, and the accuracy of V begins here.
-const BASE: usize = 64;
 
 /// V [columns, columns] with H + damp·I = V·Vᵀ, and what the sweep needs beside it.
 #[derive(Clone, Debug)]
@@ -61,13 +53,14 @@ impl Factor {
         mirror(&mut values, n, Triangle::Upper);
         let mut damping = damping;
         let mut raises = 0;
-        loop {
+        let inverses = loop {
             for (j, &value) in diagonal.iter().enumerate() {
                 values[j * n + j] = (f64::from(value) + damping * mean) as f32;
             }
-            let mut cholesky = Cholesky { values: &mut values, n, inverses: Vec::with_capacity(n.div_ceil(BASE)) };
-            match cholesky.factor(0..n) {
-                Ok(()) => break,
+            match Cholesky::factor(&mut values, n) {
+                // The blocks of the factorization are the usual panels.
+                Ok(inverses) if panel_width == BASE => break inverses,
+                Ok(_) => break invert_diagonal(&values, n, panel_width),
                 Err((column, pivot)) if raises == RAISES => {
                     return Err(Error::Pivot { column, pivot, damping, raises });
                 }
@@ -77,8 +70,7 @@ impl Factor {
                     raises += 1;
                 }
             }
-        }
-        let inverses = invert_diagonal(&values, n, panel_width);
+        };
         Ok(Self { columns: n, panel_width, values, inverses, dead, damping, raises })
     }
 
@@ -218,137 +210,10 @@ fn mirror(values: &mut [f32], n: usize, from: Triangle) {
     }
 }
 
-/// Where a block of `range` is split: what follows is a multiple of [`BASE`] wide.
-fn middle(range: &Range<usize>) -> usize {
-    range.end - (range.len() / 2).next_multiple_of(BASE).min((range.len() - 1) / BASE * BASE)
-}
-
-/// H → V in place, with what it needs on the way.
-struct Cholesky<'a> {
-    values: &'a mut [f32],
-    n: usize,
-    /// V_bb⁻ᵀ of the base blocks, counted from the last column.
-    inverses: Vec<Vec<f32>>,
-}
-
-impl Cholesky<'_> {
-    /// H[range, range] → V[range, range], given that all columns after the range are done. The error is the column
-    /// whose pivot is not positive, and that pivot.
-    fn factor(&mut self, range: Range<usize>) -> Result<(), (usize, f64)> {
-        if range.len() <= BASE {
-            factor_directly(self.values, self.n, range.clone())?;
-            self.inverses.push(invert(self.values, self.n, &range));
-            return Ok(());
-        }
-        let middle = middle(&range);
-        let (head, tail) = (range.start..middle, middle..range.end);
-        self.factor(tail.clone())?;
-        self.divide(head.clone(), tail.clone());
-        let part = |columns: &Range<usize>| Part { rows: head.clone(), columns: columns.clone() };
-        let matrix = MatrixMut::new(self.values, self.n, self.n);
-        gemm_within(matrix, -1.0, part(&tail), part(&tail), 1.0, part(&head), Region::Upper);
-        self.factor(head)
-    }
-
-    /// H[rows, range] → V[rows, range]: the solution of V[rows, range] · V[range, range]ᵀ = H[rows, range].
-    fn divide(&mut self, rows: Range<usize>, range: Range<usize>) {
-        let n = self.n;
-        if range.len() <= BASE {
-            let width = range.len();
-            let mut right = vec![0.0; rows.len() * width];
-            for (to, from) in right.chunks_exact_mut(width).zip(self.values[rows.start * n..].chunks_exact(n)) {
-                to.copy_from_slice(&from[range.clone()]);
-            }
-            let start = rows.start * n + range.start;
-            let target = MatrixMut::with_stride(&mut self.values[start..], rows.len(), width, n);
-            let inverse = MatrixRef::new(&self.inverses[(n - range.end) / BASE], width, width);
-            return gemm(1.0, MatrixRef::new(&right, rows.len(), width), inverse, 0.0, target, Region::Full);
-        }
-        let middle = middle(&range);
-        let (head, tail) = (range.start..middle, middle..range.end);
-        self.divide(rows.clone(), tail.clone());
-        gemm_within(
-            MatrixMut::new(self.values, n, n),
-            -1.0,
-            Part { rows: rows.clone(), columns: tail.clone() },
-            Part { rows: head.clone(), columns: tail },
-            1.0,
-            Part { rows: rows.clone(), columns: head.clone() },
-            Region::Full,
-        );
-        self.divide(rows, head);
-    }
-}
-
-vectorized! {
-    /// A small block of the factorization in f64: column after column from the last, each taken out of those before it.
-    fn factor_directly(values: &mut [f32], n: usize, range: Range<usize>) -> Result<(), (usize, f64)> {
-        let size = range.len();
-        let mut block = [[0f64; BASE]; BASE];
-        for (i, row) in block[..size].iter_mut().enumerate() {
-            for j in i..size {
-                row[j] = f64::from(values[(range.start + i) * n + range.start + j]);
-            }
-        }
-        for j in (0..size).rev() {
-            let pivot = block[j][j];
-            if pivot.is_nan() || pivot <= 0.0 || pivot.is_infinite() {
-                return Err((range.start + j, pivot));
-            }
-            let mut column = [0f64; BASE];
-            for (i, value) in column[..=j].iter_mut().enumerate() {
-                *value = block[i][j] / pivot.sqrt();
-                block[i][j] = *value;
-            }
-            for (i, row) in block[..j].iter_mut().enumerate() {
-                let factor = column[i];
-                // Below the diagonal nothing is read again, so whole rows may be updated.
-                for (value, other) in row[..j].iter_mut().zip(&column[..j]) {
-                    *value -= factor * other;
-                }
-            }
-        }
-        for (i, row) in block[..size].iter().enumerate() {
-            for j in i..size {
-                values[(range.start + i) * n + range.start + j] = row[j] as f32;
-            }
-        }
-        Ok(())
-    }
-}
-
-vectorized! {
-    /// V[range, range]⁻ᵀ [width, width], row-major, lower triangular: by substitution in f64, from the last row of V⁻¹ up.
-    fn invert(values: &[f32], n: usize, range: &Range<usize>) -> Vec<f32> {
-        let width = range.len();
-        let mut inverse = vec![0f64; width * width];
-        for i in (0..width).rev() {
-            let row = &values[(range.start + i) * n + range.start..][..width];
-            let (own, below) = inverse[i * width..].split_at_mut(width);
-            for (k, below) in (i + 1..).zip(below.chunks_exact(width)) {
-                let v = row[k];
-                for (value, other) in own[k..].iter_mut().zip(&below[k..]) {
-                    *value -= f64::from(v) * other;
-                }
-            }
-            own[i] = 1.0;
-            for value in &mut own[i..] {
-                *value /= f64::from(row[i]);
-            }
-        }
-        let mut turned = vec![0f32; width * width];
-        for (i, row) in inverse.chunks_exact(width.max(1)).enumerate() {
-            for (j, &value) in row.iter().enumerate() {
-                turned[j * width + i] = value as f32;
-            }
-        }
-        turned
-    }
-}
-
 /// The inverse of every panel's diagonal block.
 fn invert_diagonal(values: &[f32], n: usize, panel_width: usize) -> Vec<Vec<f32>> {
-    panels(n, panel_width).collect::<Vec<_>>().par_iter().map(|panel| invert(values, n, panel)).collect()
+    let panels: Vec<_> = panels(n, panel_width).collect();
+    panels.par_iter().map(|panel| invert(&values[panel.start * n..panel.end * n], n, panel)).collect()
 }
 
 #[cfg(test)]
@@ -371,14 +236,6 @@ mod tests {
             for i in 0..n {
                 assert!((i + 1..n).all(|j| values[i * n + j] == original[i * n + j]));
             }
-        }
-    }
-
-    #[test]
-    fn blocks_split_at_multiples_of_the_base_from_the_end() {
-        for length in BASE + 1..1000 {
-            let at = middle(&(0..length));
-            assert!(at > 0 && at < length && (length - at).is_multiple_of(BASE), "{length} at {at}");
         }
     }
 }

@@ -5,7 +5,8 @@ use linalg::{MatrixMut, MatrixRef, Region, gemm};
 
 /// H = XᵀX [columns, columns], f32, of which only the triangle on and above the diagonal is computed.
 ///
-/// The scale of H changes nothing in the answer, so the sum is never divided by the number of tokens.
+/// The scale of H changes nothing in the answer (but where there are dead columns, see `docs/mathematics.md`), so the sum
+/// is never divided by the number of tokens.
 #[derive(Clone, Debug)]
 pub struct Hessian {
     pub(crate) columns: usize,
@@ -80,16 +81,34 @@ impl ColumnNorms {
     /// # Errors
     /// If another shard ended early.
     pub fn sum(&mut self, collective: &dyn Collective) -> Result<(), Disconnected> {
-        let mut squares: Vec<f32> = self.squares.iter().map(|&square| square as f32).collect();
-        collective.sum_f32(&mut squares)?;
-        if collective.size() > 1 {
-            self.squares = squares.into_iter().map(f64::from).collect();
-        }
-        Ok(())
+        collective.sum_f64(&mut self.squares)
     }
 
     /// ‖x_j‖ of every column.
     pub fn norms(&self) -> Vec<f32> {
         self.squares.iter().map(|square| square.sqrt() as f32).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{run_shards, share};
+
+    #[test]
+    fn norms_do_not_depend_on_the_number_of_shards() {
+        // 2²⁴ + 1 squares of one: the odd one is lost wherever a sum is held in f32.
+        let tokens = [4096.0, 1.0, 1.0, 1.0];
+        let of = |size| {
+            let sums = run_shards(size, |collective| {
+                let mut norms = ColumnNorms::new(1);
+                norms.accumulate(&tokens[share(tokens.len(), collective.rank(), size)]);
+                norms.sum(collective).map(|()| norms.squares)
+            });
+            sums.unwrap()
+        };
+        for size in [1, 2, 3, 8] {
+            assert!(of(size).iter().all(|squares| *squares == [16_777_219.0]), "{size} shards");
+        }
     }
 }

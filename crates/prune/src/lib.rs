@@ -8,6 +8,7 @@
 //! The mathematics, with its sources, is in `docs/mathematics.md`.
 
 mod baselines;
+mod cholesky;
 mod collective;
 mod error;
 mod factor;
@@ -18,6 +19,7 @@ mod quantize;
 mod select;
 mod solve;
 mod sweep;
+mod triangle;
 mod weight;
 
 pub use baselines::{magnitude, wanda};
@@ -26,6 +28,6 @@ pub use error::Error;
 pub use factor::{Factor, RAISES};
 pub use hessian::{ColumnNorms, Hessian};
 pub use mask::Mask;
-pub use pattern::{Method, ParseMethodError, ParsePatternError, Pattern};
+pub use pattern::{Method, ParsePatternError, Pattern};
 pub use solve::{Outcome, Selection, Settings, effective_panel_width, sparsegpt};
 pub use weight::Weight;

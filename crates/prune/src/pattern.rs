@@ -26,24 +26,6 @@ impl fmt::Display for Method {
     }
 }
 
-/// Why a text names no method.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no method: sparsegpt, wanda and magnitude are")]
-pub struct ParseMethodError(String);
-
-impl FromStr for Method {
-    type Err = ParseMethodError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "sparsegpt" => Ok(Method::Sparsegpt),
-            "wanda" => Ok(Method::Wanda),
-            "magnitude" => Ok(Method::Magnitude),
-            _ => Err(ParseMethodError(text.to_owned())),
-        }
-    }
-}
-
 /// How many weights go, and where they may.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pattern {
@@ -65,14 +47,6 @@ pub enum Pattern {
 const WIDEST_GROUP: usize = 1024;
 
 impl Pattern {
-    /// The fraction of the weights that goes.
-    pub fn sparsity(&self) -> f64 {
-        match *self {
-            Pattern::Unstructured { sparsity } => sparsity,
-            Pattern::NOfM { keep, group } => 1.0 - keep as f64 / group as f64,
-        }
-    }
-
     /// The columns that are decided together: m of n:m, otherwise 1.
     pub fn group(&self) -> usize {
         match *self {

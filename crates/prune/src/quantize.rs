@@ -27,6 +27,8 @@ impl Grid {
             .map(|(low, high)| {
                 // In f64, so that a tie of the zero point falls as it does in the definition.
                 let scale = (f64::from(high) - f64::from(low)) / f64::from(top);
+                // A smaller one would be inexact in f32, or zero.
+                let scale = scale.max(f64::from(f32::MIN_POSITIVE));
                 (scale as f32, (-f64::from(low) / scale).round_ties_even() as f32)
             })
             .unzip();

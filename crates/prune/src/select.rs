@@ -84,28 +84,63 @@ fn histogram(keys: &[u32], prefix: u32, shift: u32, bits: u32) -> Vec<u64> {
     keys.par_chunks(1 << 15).fold(empty, count).reduce(empty, add)
 }
 
-/// Clears `keep` for the `group − stay` smallest scores of one group of consecutive columns, lane by lane, and sets it for
-/// the others; equal ones go in order of columns. `score(c)` gives the lanes of the group's column c.
+/// Sets `keep` to zero for the `group − stay` smallest scores of one group of consecutive columns, lane by lane, and to
+/// all ones for the others; equal ones go in order of columns. Both are column by column, with a row in each lane.
 #[inline(always)]
 pub(crate) fn drop_smallest_of_group<const LANES: usize>(
     scores: &[[f32; LANES]],
     stay: usize,
-    keep: &mut [[bool; LANES]],
+    keep: &mut [[u32; LANES]],
 ) {
-    let go = (scores.len() - stay) as u32;
-    for (a, keep) in keep.iter_mut().enumerate() {
-        let mut smaller = [0u32; LANES];
-        for (b, other) in scores.iter().enumerate() {
-            let own = &scores[a];
-            for lane in 0..LANES {
-                let goes_first = if b < a { other[lane] <= own[lane] } else { other[lane] < own[lane] };
-                smaller[lane] += u32::from(goes_first);
+    match scores.len() {
+        4 => rank::<4, LANES>(scores, stay, keep),
+        8 => rank::<8, LANES>(scores, stay, keep),
+        group => {
+            let go = (group - stay) as i32;
+            for (c, keep) in keep.iter_mut().enumerate() {
+                let mut smaller = [0; LANES];
+                for (other, others) in scores.iter().enumerate() {
+                    for lane in 0..LANES {
+                        smaller[lane] += goes_first(others[lane], scores[c][lane], other < c);
+                    }
+                }
+                *keep = smaller.map(|smaller| at_least(smaller, go));
             }
         }
-        for lane in 0..LANES {
-            keep[lane] = smaller[lane] >= go;
+    }
+}
+
+/// A group of SIZE columns. All of one lane, and the lanes in a loop: this is how a compiler gives each number a register
+/// and each lane of it a lane of that.
+#[inline(always)]
+fn rank<const SIZE: usize, const LANES: usize>(scores: &[[f32; LANES]], stay: usize, keep: &mut [[u32; LANES]]) {
+    let (Some(scores), Some(keep)) = (scores.first_chunk::<SIZE>(), keep.first_chunk_mut::<SIZE>()) else { return };
+    let go = (SIZE - stay) as i32;
+    for lane in 0..LANES {
+        let mut smaller = [0; SIZE];
+        for later in 1..SIZE {
+            for earlier in 0..later {
+                let first = goes_first(scores[earlier][lane], scores[later][lane], true);
+                smaller[later] += first;
+                smaller[earlier] += 1 - first;
+            }
+        }
+        for c in 0..SIZE {
+            keep[c][lane] = at_least(smaller[c], go);
         }
     }
+}
+
+/// One if a column with this score goes before the other one, else zero: equal ones go in order of columns.
+#[inline(always)]
+fn goes_first(score: f32, other: f32, earlier: bool) -> i32 {
+    i32::from(if earlier { score <= other } else { score < other })
+}
+
+/// All ones if `count` is at least `least`, else zero, without a branch.
+#[inline(always)]
+fn at_least(count: i32, least: i32) -> u32 {
+    ((least - 1 - count) >> 31) as u32
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use crate::factor::Factor;
 use crate::quantize::Grid;
 use crate::select::{drop_smallest, key};
-use crate::sweep::{LANES, Sweep, Tile, TileGrid, score};
+use crate::sweep::{LANES, Sweep, Swept, Tile, TileGrid, score};
 use crate::{Collective, Error, Mask, Pattern, Weight};
 use linalg::{MatrixMut, MatrixRef, Region, gemm};
 use rayon::prelude::*;
@@ -50,8 +50,6 @@ pub struct Outcome {
     pub obs_loss: Vec<f64>,
     /// Time in the products that bring earlier panels' errors to a panel.
     pub update_time: Duration,
-    /// Time spent finding the threshold, histograms of other shards included.
-    pub select_time: Duration,
     /// Time in the sweep.
     pub sweep_time: Duration,
 }
@@ -116,7 +114,8 @@ struct Solve<'a> {
     /// W̃ of the panel, transposed, [width, rows].
     current: Vec<f32>,
     keys: Vec<u32>,
-    tiles: Vec<Tile>,
+    /// The panel after its sweep: threads sweep rows, and what they leave is then taken over column by column.
+    swept: Vec<Swept>,
     outcome: Outcome,
 }
 
@@ -142,12 +141,11 @@ impl<'a> Solve<'a> {
             owed: vec![0.0; rows * (GROUP * width).min(columns)],
             current: vec![0.0; rows * width],
             keys: vec![0; rows * width],
-            tiles: vec![Tile::new(width); rows.div_ceil(LANES)],
+            swept: vec![Swept::new(width); rows.div_ceil(LANES)],
             outcome: Outcome {
                 keep,
                 obs_loss: vec![0.0; rows],
                 update_time: Duration::ZERO,
-                select_time: Duration::ZERO,
                 sweep_time: Duration::ZERO,
             },
         }
@@ -160,6 +158,12 @@ impl<'a> Solve<'a> {
     fn bring_errors(&mut self, weight: &Weight, panel: &Range<usize>, index: usize) {
         let started = Instant::now();
         let (rows, width) = (self.rows, panel.len());
+        let current = &mut self.current[..rows * width];
+        current.copy_from_slice(&weight.values()[panel.start * rows..panel.end * rows]);
+        if panel.start == 0 {
+            self.outcome.update_time += started.elapsed();
+            return;
+        }
         let first = index / GROUP * GROUP * self.factor.panel_width();
         let group = first..(first + GROUP * self.factor.panel_width()).min(self.factor.columns());
         if panel.start == first {
@@ -167,23 +171,29 @@ impl<'a> Solve<'a> {
             let done = MatrixRef::new(&self.delta[..first * rows], first, rows);
             let above = self.factor.part(0..first, group.clone()).transposed();
             gemm(1.0, above, done, 0.0, MatrixMut::new(owed, group.len(), rows), Region::Full);
+        } else {
+            let owed = &mut self.owed[(panel.start - first) * rows..(panel.end - first) * rows];
+            let done = MatrixRef::new(&self.delta[first * rows..panel.start * rows], panel.start - first, rows);
+            let above = self.factor.part(first..panel.start, panel.clone()).transposed();
+            // The first group owes nothing to columns before it.
+            let kept = if first == 0 { 0.0 } else { 1.0 };
+            gemm(1.0, above, done, kept, MatrixMut::new(owed, width, rows), Region::Full);
         }
-        let owed = &mut self.owed[(panel.start - first) * rows..(panel.end - first) * rows];
-        let done = MatrixRef::new(&self.delta[first * rows..panel.start * rows], panel.start - first, rows);
-        let above = self.factor.part(first..panel.start, panel.clone()).transposed();
-        gemm(1.0, above, done, 1.0, MatrixMut::new(owed, width, rows), Region::Full);
-
-        let current = &mut self.current[..rows * width];
-        current.copy_from_slice(&weight.values()[panel.start * rows..panel.end * rows]);
-        let inverse = MatrixRef::new(self.factor.inverse(index), width, width);
-        let owed = MatrixRef::new(&*owed, width, rows);
-        gemm(1.0, inverse, owed, 1.0, MatrixMut::new(current, width, rows), Region::Full);
+        // U_bᵀ is lower triangular: its upper half has nothing to the right of the middle.
+        let half = width / 2;
+        let owed = &self.owed[(panel.start - first) * rows..(panel.end - first) * rows];
+        let inverse = self.factor.inverse(index);
+        for (lines, depth) in [(0..half, half), (half..width, width)] {
+            let inverse = MatrixRef::with_stride(&inverse[lines.start * width..], lines.len(), depth, width);
+            let owed = MatrixRef::new(&owed[..depth * rows], depth, rows);
+            let current = &mut current[lines.start * rows..lines.end * rows];
+            gemm(1.0, inverse, owed, 1.0, MatrixMut::new(current, lines.len(), rows), Region::Full);
+        }
         self.outcome.update_time += started.elapsed();
     }
 
     /// Unstructured: the `count` smallest w̃² / d² of the panel go, over the rows of all shards.
     fn choose(&mut self, panel: &Range<usize>, count: u64, collective: &dyn Collective) -> Result<(), Error> {
-        let started = Instant::now();
         let rows = self.rows;
         let keys = &mut self.keys[..rows * panel.len()];
         let columns = keys.par_chunks_exact_mut(rows.max(1)).zip(self.current.par_chunks_exact(rows.max(1)));
@@ -194,7 +204,6 @@ impl<'a> Solve<'a> {
             }
         });
         drop_smallest(keys, rows, count, self.outcome.keep.columns_of_mut(panel.clone()), collective)?;
-        self.outcome.select_time += started.elapsed();
         Ok(())
     }
 
@@ -210,55 +219,77 @@ impl<'a> Solve<'a> {
         let keep = self.outcome.keep.columns_of_mut(panel.clone());
         let (current, decided) = (&self.current, &*keep);
         let losses = self.outcome.obs_loss.par_chunks_mut(LANES);
-        self.tiles.par_iter_mut().zip(losses).enumerate().for_each(|(number, (tile, losses))| {
+        let tile = || Tile::new(panel.len());
+        self.swept.par_iter_mut().zip(losses).enumerate().for_each_init(tile, |tile, (number, (swept, losses))| {
             let first = number * LANES;
             let lanes = losses.len();
-            for (j, values) in tile.values[..panel.len()].iter_mut().enumerate() {
+            for (j, values) in tile.values.iter_mut().enumerate() {
                 let start = j * rows + first;
-                copy_lanes(&current[start..start + lanes], values);
-                copy_lanes(&decided[start..start + lanes], &mut tile.keep[j]);
+                copy_lanes(&current[start..start + lanes], values, |value| value);
+                if groups.is_none() {
+                    copy_lanes(&decided[start..start + lanes], &mut tile.keep[j], |keep| {
+                        0u32.wrapping_sub(keep.into())
+                    });
+                }
             }
             let grid = self.grid.as_ref().map(|grid| TileGrid::new(grid, first));
             sweep.run(tile, grid.as_ref());
+            swept.values[..panel.len()].copy_from_slice(&tile.values);
+            if groups.is_some() {
+                for (swept, keep) in swept.keep.iter_mut().zip(&tile.keep) {
+                    copy_lanes(keep, swept, |keep| keep != 0);
+                }
+            }
             for (loss, &squares) in losses.iter_mut().zip(&tile.squares) {
                 *loss += 0.5 * f64::from(squares);
             }
         });
-        let tiles = &self.tiles;
+        let swept = &self.swept;
         let delta = self.delta[panel.start * rows..panel.end * rows].par_chunks_exact_mut(rows.max(1));
         let columns = weight.columns_mut().skip(panel.start).take(panel.len());
-        let keep = keep.par_chunks_exact_mut(rows.max(1));
-        columns.zip(delta).zip(keep).enumerate().for_each(|(j, ((column, delta), keep))| {
+        columns.zip(delta).enumerate().for_each(|(j, (column, delta))| {
             let (columns, last_column) = column.as_chunks_mut::<LANES>();
             let (deltas, last_delta) = delta.as_chunks_mut::<LANES>();
-            let (keeps, last_keep) = keep.as_chunks_mut::<LANES>();
-            for (((column, delta), keep), tile) in columns.iter_mut().zip(deltas).zip(keeps).zip(tiles) {
-                take_lanes(tile, j, column, delta, keep);
+            for ((column, delta), swept) in columns.iter_mut().zip(deltas).zip(swept) {
+                take_lanes(&swept.values[j], column, delta);
             }
-            if let Some(tile) = tiles.last().filter(|_| !last_column.is_empty()) {
-                take_lanes(tile, j, last_column, last_delta, last_keep);
+            if let Some(swept) = swept.last() {
+                take_lanes(&swept.values[j], last_column, last_delta);
             }
         });
+        if groups.is_some() {
+            keep.par_chunks_exact_mut(rows.max(1)).enumerate().for_each(|(j, keep)| {
+                for (keep, swept) in keep.chunks_mut(LANES).zip(swept) {
+                    keep.copy_from_slice(&swept.keep[j][..keep.len()]);
+                }
+            });
+        }
         self.outcome.sweep_time += started.elapsed();
     }
 }
 
 /// Copies a column of a tile, which is whole for all tiles but the last.
 #[inline(always)]
-fn copy_lanes<T: Copy>(from: &[T], to: &mut [T; LANES]) {
-    match from.first_chunk() {
-        Some(from) => *to = *from,
-        None => to[..from.len()].copy_from_slice(from),
+fn copy_lanes<T: Copy, U>(from: &[T], to: &mut [U; LANES], convert: impl Fn(T) -> U) {
+    match from.first_chunk::<LANES>() {
+        Some(from) => {
+            for lane in 0..LANES {
+                to[lane] = convert(from[lane]);
+            }
+        }
+        None => {
+            for (to, &from) in to.iter_mut().zip(from) {
+                *to = convert(from);
+            }
+        }
     }
 }
 
-/// Takes column j of a swept tile over: W ← Q, Δ ← W − Q, what was kept.
+/// Takes some rows of a swept column over: W ← Q, Δ ← W − Q.
 #[inline(always)]
-fn take_lanes(tile: &Tile, j: usize, column: &mut [f32], delta: &mut [f32], keep: &mut [bool]) {
-    let lanes = column.iter_mut().zip(delta).zip(keep).zip(tile.values[j].iter().zip(&tile.keep[j]));
-    for (((weight, delta), keep), (&value, &kept)) in lanes {
+fn take_lanes(swept: &[f32; LANES], column: &mut [f32], delta: &mut [f32]) {
+    for ((weight, delta), &value) in column.iter_mut().zip(delta).zip(swept) {
         *delta = *weight - value;
         *weight = value;
-        *keep = kept;
     }
 }

@@ -146,3 +146,49 @@ fn a_shard_without_rows_takes_part() {
     });
     assert_eq!(masks.expect("definite"), [0, 0, 0, 4, 0]);
 }
+
+#[test]
+fn rows_too_small_for_a_grid_of_their_own_get_the_smallest() {
+    // Spans from the least subnormal to what bits = 2 divides into subnormal steps; the inputs are orthogonal, so nothing
+    // is corrected and every weight goes to the nearest point.
+    let smallest = f32::MIN_POSITIVE;
+    let least = f32::from_bits(1);
+    let rows = [
+        [least, 0.0, 0.0, 0.0],
+        [least, -least, 3.0 * least, 0.0],
+        [1e-40, -1e-41, -3e-39, 2e-38],
+        [0.6 * smallest, -0.6 * smallest, 1.4 * smallest, -smallest],
+        [0.0, 0.0, 0.0, 0.0],
+    ];
+    let values = rows.concat();
+    let mut inputs = vec![0.0; 16];
+    (0..4).for_each(|j| inputs[j * 4 + j] = 1.0);
+    let mut hessian = Hessian::new(4);
+    hessian.accumulate(MatrixRef::new(&inputs, 4, 4));
+    let factor = Factor::new(hessian, 0.01, 128).expect("a multiple of the identity");
+    for bits in 2..=8 {
+        let mut weight = Weight::from_row_major(&values, rows.len(), 4);
+        let settings =
+            Settings { selection: Selection::Pattern(Pattern::Unstructured { sparsity: 0.0 }), bits: Some(bits) };
+        sparsegpt(&mut weight, &factor, &settings, &Solo).expect("a solution");
+        let solved: Vec<f64> = weight.to_row_major().into_iter().map(f64::from).collect();
+        let settings = reference::Settings {
+            selection: reference::Selection::Unstructured { sparsity: 0.0 },
+            panel_width: 128,
+            damping: 0.01,
+            bits: Some(bits),
+        };
+        let original = Matrix::from_f32(rows.len(), 4, &values);
+        let hessian = reference::hessian(&Matrix::from_f32(4, 4, &inputs));
+        let want = reference::prune(&original, &hessian, &settings).expect("a solution");
+        // Steps are powers of two, so nothing is rounded but to the grid.
+        assert_eq!(solved, want.weight.values(), "{bits} bits");
+        for (solved, value) in solved.iter().zip(&values) {
+            let step = f64::from(smallest);
+            assert!(
+                solved % step == 0.0 && (solved - f64::from(*value)).abs() <= step / 2.0,
+                "{bits} bits: {solved:e}"
+            );
+        }
+    }
+}

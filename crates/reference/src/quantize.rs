@@ -11,8 +11,8 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// The grid of the original weights [rows, columns]: from min(row, 0) to max(row, 0) in `2^bits − 1` steps; a row of
-    /// zeros gets the grid of [−1, 1].
+    /// The grid of the original weights [rows, columns]: from min(row, 0) to max(row, 0) in `2^bits − 1` steps of at least
+    /// 2⁻¹²⁶, the smallest normal number of float32; a row of zeros gets the grid of [−1, 1].
     pub fn new(weight: &Matrix, bits: u32) -> Self {
         let top = f64::from((1u32 << bits) - 1);
         let (mut scale, mut zero) = (Vec::new(), Vec::new());
@@ -22,7 +22,7 @@ impl Grid {
             if low == 0.0 && high == 0.0 {
                 (low, high) = (-1.0, 1.0);
             }
-            let step = (high - low) / top;
+            let step = ((high - low) / top).max(f64::from(f32::MIN_POSITIVE));
             scale.push(step);
             zero.push((-low / step).round_ties_even());
         }

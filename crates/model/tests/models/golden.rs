@@ -1,8 +1,9 @@
 //! Every architecture against what `transformers` computes, whole, in chunks and stage by stage.
 
 use crate::common::{Expected, deviation, edited, folder, forward_tolerance, logits, logits_of, names, store, values};
-use checkpoint::Checkpoint;
-use model::{Model, Weight, evaluate};
+use checkpoint::{Checkpoint, Values};
+use half::bf16;
+use model::{Block, Model, Weight, evaluate};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use testkit::assert_close;
@@ -69,8 +70,8 @@ fn stages_one_by_one_are_the_whole_block() {
                     let inputs = block.stage_inputs(number, &x, expected.sequence_length).expect("finite inputs");
                     assert_eq!(inputs.len(), expected.tokens.len() * stage.width, "{name}: stage {number}");
                     assert!(stage.layers.iter().all(|layer| layer.columns == stage.width));
-                    if block.absorbs(number) {
-                        block.absorb(number, &mut x, &inputs).expect("finite outputs");
+                    if Block::absorbs(number) {
+                        block.absorb(number, &mut x, Values::F32(&inputs)).expect("finite outputs");
                     }
                 }
                 // The same operations in the same order.
@@ -86,19 +87,46 @@ fn new_weights_are_used_by_the_stages_that_follow() {
         let length = expected.sequence_length;
         let x = expected.get("block0_input");
         let mut block = model.block(0).expect("a block");
-        let name = model.stages(0)[0].layers[2].name.clone();
-        assert_eq!(name, "model.layers.0.self_attn.v_proj.weight");
-        let weight = block.weight(&name).expect("v_proj");
-        let zeros = Weight::rounded(&vec![0.0; weight.len()], weight.dtype()).expect("zeros");
+        let layer = &model.stages(0)[0].layers[2];
+        assert_eq!(layer.name, "model.layers.0.self_attn.v_proj.weight");
+        let zeros =
+            Weight::from_bytes(&vec![0; 4 * layer.rows * layer.columns], checkpoint::Dtype::F32).expect("zeros");
         let before = block.stage_inputs(1, x, length).expect("finite inputs");
         assert!(before.iter().any(|&x| x != 0.0));
-        block.set_weight(&name, zeros);
+        block.set_weight(&layer.name, zeros);
         let after = block.stage_inputs(1, x, length).expect("finite inputs");
         assert!(after.iter().all(|&x| x == 0.0), "without values attention gives nothing");
         let mut y = x.to_vec();
-        block.absorb(1, &mut y, &after).expect("finite outputs");
+        block.absorb(1, &mut y, Values::F32(&after)).expect("finite outputs");
         assert_eq!(y, x);
-        assert!(block.weight("model.layers.1.self_attn.v_proj.weight").is_none());
+    });
+}
+
+#[test]
+fn inputs_are_rounded_once_and_only_for_bf16_weights() {
+    with_model("models/llama", |model, expected| {
+        let (x, length) = (expected.get("block0_input"), expected.sequence_length);
+        let mut block = model.block(0).expect("a block");
+        let mut rounding = block.clone();
+        rounding.round_inputs();
+        let inputs = block.stage_inputs(1, x, length).expect("finite inputs");
+        assert_eq!(rounding.stage_inputs(1, x, length).expect("finite inputs"), inputs, "weights are f32");
+        let name = model.stages(0)[1].layers[0].name.clone();
+        let stored = model.checkpoint().tensor(&name).and_then(|tensor| tensor.values()).expect("o_proj");
+        let Values::F32(weight) = stored else { panic!("f32 weights") };
+        let bytes: Vec<u8> = weight.iter().flat_map(|&w| bf16::from_f32(w).to_le_bytes()).collect();
+        for block in [&mut block, &mut rounding] {
+            block.set_weight(&name, Weight::from_bytes(&bytes, checkpoint::Dtype::BF16).expect("whole elements"));
+        }
+        let rounded: Vec<bf16> = inputs.iter().map(|&x| bf16::from_f32(x)).collect();
+        let absorbed = |block: &Block, inputs: Values| {
+            let mut x = x.to_vec();
+            block.absorb(1, &mut x, inputs).expect("finite outputs");
+            x
+        };
+        let want = absorbed(&block, Values::Bf16(&rounded));
+        assert_eq!(absorbed(&rounding, Values::F32(&inputs)), want);
+        assert_ne!(absorbed(&block, Values::F32(&inputs)), want, "nobody asked for rounding");
     });
 }
 

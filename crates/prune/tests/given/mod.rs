@@ -30,6 +30,10 @@ impl Collective for Others {
         Ok(())
     }
 
+    fn sum_f64(&self, _: &mut [f64]) -> Result<(), Disconnected> {
+        Err(Disconnected)
+    }
+
     fn sum_u64(&self, _: &mut [u64]) -> Result<(), Disconnected> {
         Err(Disconnected)
     }
