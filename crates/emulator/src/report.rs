@@ -127,7 +127,14 @@ impl fmt::Display for Finding {
 /// Collects findings of all threads; the same kind at the same instruction is kept once a kernel.
 #[derive(Debug, Default)]
 pub struct Findings {
-    kept: Mutex<(Vec<Finding>, HashSet<(Kind, String, u32)>)>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    findings: Vec<Finding>,
+    /// Kind, kernel and PTX line of those that have one.
+    seen: HashSet<(Kind, String, u32)>,
 }
 
 impl Findings {
@@ -135,15 +142,13 @@ impl Findings {
     pub fn add(&self, finding: Finding) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let line = finding.place.as_ref().map_or(0, |place| place.ptx_line);
-        if finding.place.is_none() || kept.1.insert((finding.kind, finding.kernel.clone(), line)) {
-            kept.0.push(finding);
+        if finding.place.is_none() || kept.seen.insert((finding.kind, finding.kernel.clone(), line)) {
+            kept.findings.push(finding);
         }
     }
 
     /// Takes all that were found since the last call.
     pub fn take(&self) -> Vec<Finding> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.1.clear();
-        std::mem::take(&mut kept.0)
+        std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner)).findings
     }
 }

@@ -13,9 +13,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A context to run kernels in, alone in this process.
-pub struct Bench {
-    pub context: Arc<CudaContext>,
-    pub stream: Arc<CudaStream>,
+pub(crate) struct Bench {
+    pub(crate) context: Arc<CudaContext>,
+    pub(crate) stream: Arc<CudaStream>,
     emulator: Option<&'static Loaded>,
     _turn: MutexGuard<'static, ()>,
 }
@@ -28,7 +28,7 @@ fn emulator() -> Option<&'static Loaded> {
 }
 
 /// A bench with these options; `None`, with a line that says so, where they need the emulator and there is a real driver.
-pub fn bench(options: Options) -> Option<Bench> {
+pub(crate) fn bench(options: Options) -> Option<Bench> {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let emulator = emulator();
@@ -51,29 +51,29 @@ pub fn bench(options: Options) -> Option<Bench> {
 
 impl Bench {
     /// The emulated driver, if that is what runs.
-    pub fn emulator(&self) -> Option<&'static Loaded> {
+    pub(crate) fn emulator(&self) -> Option<&'static Loaded> {
         self.emulator
     }
 
     /// Starts over after an error that sticks to the context.
-    pub fn reset(&self) {
+    pub(crate) fn reset(&self) {
         // SAFETY: the device exists; whoever calls this gives nothing back to the old context.
         unsafe { cudarc::driver::sys::cuDevicePrimaryCtxReset_v2(0) };
     }
 
     /// What was found since the last call.
-    pub fn findings(&self) -> Vec<Finding> {
+    pub(crate) fn findings(&self) -> Vec<Finding> {
         self.emulator.map(Loaded::findings).unwrap_or_default()
     }
 
     /// Fails if anything was found.
-    pub fn assert_clean(&self) {
+    pub(crate) fn assert_clean(&self) {
         let found = self.findings();
         assert!(found.is_empty(), "{}", found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
     }
 
     /// A kernel of `tests/kernels/NAME.cu`, compiled with these macros defined.
-    pub fn kernel(&self, name: &str, macros: &[&str]) -> CudaFunction {
+    pub(crate) fn kernel(&self, name: &str, macros: &[&str]) -> CudaFunction {
         let module: Arc<CudaModule> =
             self.context.load_module(Ptx::from_src(ptx(name, macros))).expect("the module loads");
         module.load_function(name).expect("the kernel is in its module")
@@ -81,7 +81,7 @@ impl Bench {
 }
 
 /// The PTX of `tests/kernels/NAME.cu` with these macros defined, with line numbers.
-pub fn ptx(name: &str, macros: &[&str]) -> String {
+pub(crate) fn ptx(name: &str, macros: &[&str]) -> String {
     static MADE: OnceLock<Mutex<HashMap<String, String>>> = OnceLock::new();
     let mut made = MADE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     let key = format!("{name} {}", macros.join(" "));
@@ -97,7 +97,7 @@ pub fn ptx(name: &str, macros: &[&str]) -> String {
 }
 
 /// Numbers that look random and are the same everywhere.
-pub fn numbers(count: usize, seed: u32) -> Vec<f32> {
+pub(crate) fn numbers(count: usize, seed: u32) -> Vec<f32> {
     let mix = |i: u32| {
         let x = (i.wrapping_add(seed.wrapping_mul(0x9e37_79b9))).wrapping_mul(0x85eb_ca6b);
         ((x ^ x >> 13).wrapping_mul(0xc2b2_ae35) >> 8) as f32 / (1 << 23) as f32 - 1.0
