@@ -11,6 +11,7 @@ pub mod launches;
 pub mod memory;
 pub mod modules;
 pub mod streams;
+pub mod tensors;
 
 use crate::driver::error::{Answer, Code, fail, invalid};
 use std::ffi::{CStr, c_char, c_void};
@@ -71,8 +72,15 @@ use api;
 
 /// The address of an exported function, of the newest version that there is.
 fn find(name: &str) -> Option<*const c_void> {
-    const FILES: [fn(&str) -> Option<*const c_void>; 6] =
-        [contexts::lookup, devices::lookup, launches::lookup, memory::lookup, modules::lookup, streams::lookup];
+    const FILES: [fn(&str) -> Option<*const c_void>; 7] = [
+        contexts::lookup,
+        devices::lookup,
+        launches::lookup,
+        memory::lookup,
+        modules::lookup,
+        streams::lookup,
+        tensors::lookup,
+    ];
     ["_v4", "_v3", "_v2", ""].iter().find_map(|version| {
         let versioned = format!("{name}{version}");
         FILES.iter().find_map(|file| file(&versioned))
