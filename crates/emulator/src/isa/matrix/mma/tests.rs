@@ -738,33 +738,3 @@ fn forms_that_do_not_exist_are_named() {
     assert!(multiply("sm_80", sparse, [4, 4, 4, 4], ", %e, 2").is_err());
     assert!(multiply("sm_80", sparse, [4, 4, 4, 4], "").is_err());
 }
-
-/// The best time of one instruction, in nanoseconds.
-fn time(op: &matrix::Op, registers: &mut Registers) -> u128 {
-    const BATCH: u32 = 1000;
-    let batch = |_| {
-        let start = std::time::Instant::now();
-        for _ in 0..BATCH {
-            named(op).execute(registers).unwrap();
-        }
-        start.elapsed().as_nanos() / u128::from(BATCH)
-    };
-    (0..200).map(batch).min().unwrap()
-}
-
-/// Prints the time of one instruction; `cargo test --release -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn time_of_one_instruction() {
-    for case in DENSE {
-        let (op, mut registers) = multiply("sm_90a", case.form, case.registers, "").unwrap();
-        println!("{}: {} ns", case.form, time(&op, &mut registers));
-    }
-    for case in SPARSE {
-        let form = format!("mma.sp.sync.aligned.{}", case.form);
-        let (op, mut registers) = multiply("sm_90a", &form, case.registers, ", %e, 0").unwrap();
-        let metadata = named(&op).metadata.unwrap().register;
-        registers.set_word(metadata, u32::MAX, &[0x4444_4444; 32]);
-        println!("{form}: {} ns", time(&op, &mut registers));
-    }
-}
