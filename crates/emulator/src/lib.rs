@@ -4,6 +4,11 @@
 //! In the order of the data flow: [`ptx`] takes the text apart, [`program`] turns a kernel into a flat list of operations,
 //! [`isa`] knows what each of them does, [`machine`] runs them.
 
+/// The examples of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod api;
 pub mod check;
 pub mod driver;

@@ -68,8 +68,8 @@ pub struct Loaded {
 /// Loads the driver and sets it up. What asks for `libcuda.so` in this process from then on, gets this one.
 ///
 /// # Errors
-/// If it is not beside the program (in its folder, `deps` in it, or the folder above), cannot be loaded, or refuses the
-/// options.
+/// If it is not beside the program (in its folder, the folder above, or `deps` in one of them), cannot be loaded, or
+/// refuses the options.
 pub fn load(options: &Options) -> Result<Loaded, LoadError> {
     let (path, library) = open("libemulator.so")?;
     let find = |symbol: &CStr| {
@@ -125,10 +125,10 @@ pub fn load_nccl() -> Result<PathBuf, LoadError> {
 fn open(name: &str) -> Result<(PathBuf, *mut c_void), LoadError> {
     let program = std::env::current_exe().unwrap_or_default();
     let folder = program.parent().unwrap_or(Path::new(".")).to_owned();
-    let looked: Vec<PathBuf> = [Some(folder.clone()), Some(folder.join("deps")), folder.parent().map(Path::to_owned)]
-        .into_iter()
-        .flatten()
-        .collect();
+    // An example lies in a folder beside `deps`, a test in `deps`, a program above it.
+    let above = folder.parent().map(Path::to_owned);
+    let looked: Vec<PathBuf> =
+        [Some(folder), above].into_iter().flatten().flat_map(|folder| [folder.join("deps"), folder]).collect();
     let path = looked.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
     let path = path.ok_or(LoadError::NotFound { name: name.to_owned(), looked })?;
     let file = CString::new(path.as_os_str().as_bytes())

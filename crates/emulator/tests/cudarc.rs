@@ -1,20 +1,24 @@
-//! A program that uses CUDA through cudarc, unchanged, on the emulated driver.
+//! A program that uses CUDA through cudarc, unchanged, on the emulated driver, or on the machine's own with
+//! `EMULATOR_TEST_DRIVER=real`.
+
+mod support;
 
 use cudarc::driver::{CudaContext, CudaFunction, LaunchConfig, PushKernelArg, result, sys};
 use cudarc::nvrtc::Ptx;
-use emulator::loader::{self, Loaded};
+use emulator::loader::Loaded;
 use emulator::options::Options;
-use emulator::report::Kind;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use emulator::report::{Finding, Kind};
+use std::sync::Arc;
+use support::Driver;
 
-/// One driver a process: tests take turns.
-fn machine(options: &Options) -> (MutexGuard<'static, ()>, &'static Loaded) {
-    static TURN: Mutex<()> = Mutex::new(());
-    static LOADED: OnceLock<Loaded> = OnceLock::new();
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let loaded = LOADED.get_or_init(|| loader::load(options).unwrap());
-    loaded.configure(options).unwrap();
-    (turn, loaded)
+/// What was found since the last call; nothing where the emulator does not run.
+fn findings(driver: &Driver) -> Vec<Finding> {
+    driver.emulator.map(Loaded::findings).unwrap_or_default()
+}
+
+/// What contexts have not given back, likewise.
+fn leaks(driver: &Driver) -> Vec<Finding> {
+    driver.emulator.map(Loaded::leaks).unwrap_or_default()
 }
 
 /// c[i] = a[i] + b[i] for i < n.
@@ -62,7 +66,10 @@ fn add(context: &Arc<CudaContext>) -> CudaFunction {
 
 #[test]
 fn the_library_is_found_by_its_name_and_describes_its_devices() {
-    let (_turn, loaded) = machine(&Options { devices: 2, memory: 1 << 30, ..Options::default() });
+    let Some((_driver, loaded)) = Driver::emulated(&Options { devices: 2, memory: 1 << 30, ..Options::default() })
+    else {
+        return;
+    };
     assert!(loaded.path().ends_with("libemulator.so"));
     // SAFETY: looks for the library.
     assert!(unsafe { sys::is_culib_present() });
@@ -77,7 +84,7 @@ fn the_library_is_found_by_its_name_and_describes_its_devices() {
 #[test]
 fn streams_events_and_pinned_memory() {
     for options in [Options::default(), Options { deferred: true, seed: Some(4), ..Options::default() }] {
-        let (_turn, loaded) = machine(&options);
+        let Some(driver) = Driver::start(&options) else { continue };
         {
             let context = CudaContext::new(0).unwrap();
             let (first, second) = (context.new_stream().unwrap(), context.new_stream().unwrap());
@@ -100,17 +107,18 @@ fn streams_events_and_pinned_memory() {
             assert_eq!(first.clone_dtoh(&zeros).unwrap(), [0; 77]);
             context.synchronize().unwrap();
             context.check_err().unwrap();
-            assert!(!loaded.leaks().is_empty());
+            assert!(driver.emulator.is_none() || !leaks(&driver).is_empty());
         }
         // Everything was given back with the context.
-        assert_eq!(loaded.findings(), []);
-        assert_eq!(loaded.leaks(), []);
+        assert_eq!(findings(&driver), []);
+        assert_eq!(leaks(&driver), []);
     }
 }
 
 #[test]
 fn two_devices_copy_to_each_other() {
-    let (_turn, loaded) = machine(&Options { devices: 2, memory: 1 << 20, ..Options::default() });
+    let options = Options { devices: 2, memory: 1 << 20, ..Options::default() };
+    let Some(driver) = Driver::start(&options) else { return };
     {
         let (first, second) = (CudaContext::new(0).unwrap(), CudaContext::new(1).unwrap());
         let (here, there) = (first.new_stream().unwrap(), second.new_stream().unwrap());
@@ -121,16 +129,18 @@ fn two_devices_copy_to_each_other() {
         there.memcpy_dtod(&a, &mut b).unwrap();
         assert_eq!(there.clone_dtoh(&b).unwrap(), numbers);
         // Memory of a device ends.
-        assert!(here.alloc_zeros::<u8>(1 << 20).is_err());
-        assert!(there.alloc_zeros::<u8>(1 << 18).is_ok());
+        if driver.emulator.is_some() {
+            assert!(here.alloc_zeros::<u8>(1 << 20).is_err());
+            assert!(there.alloc_zeros::<u8>(1 << 18).is_ok());
+        }
     }
-    assert_eq!(loaded.findings(), []);
+    assert_eq!(findings(&driver), []);
 }
 
 #[test]
 fn a_kernel_adds_vectors() {
     for options in [Options::checked(1), Options { deferred: true, ..Options::checked(2) }] {
-        let (_turn, loaded) = machine(&options);
+        let Some(driver) = Driver::start(&options) else { continue };
         {
             let context = CudaContext::new(0).unwrap();
             let stream = context.new_stream().unwrap();
@@ -148,13 +158,13 @@ fn a_kernel_adds_vectors() {
             let doubled: Vec<f32> = numbers.iter().map(|value| 2.0 * value).collect();
             assert_eq!(stream.clone_dtoh(&c).unwrap(), doubled);
         }
-        assert_eq!(loaded.findings(), []);
+        assert_eq!(findings(&driver), []);
     }
 }
 
 #[test]
 fn a_launch_that_cannot_be_is_refused_and_reported() {
-    let (_turn, loaded) = machine(&Options { log: false, ..Options::default() });
+    let Some((_driver, loaded)) = Driver::emulated(&Options { log: false, ..Options::default() }) else { return };
     let context = CudaContext::new(0).unwrap();
     let stream = context.new_stream().unwrap();
     let function = add(&context);
@@ -182,7 +192,7 @@ fn a_launch_that_cannot_be_is_refused_and_reported() {
 
 #[test]
 fn parameters_are_counted_and_measured() {
-    let (_turn, loaded) = machine(&Options { log: false, ..Options::default() });
+    let Some((_driver, loaded)) = Driver::emulated(&Options { log: false, ..Options::default() }) else { return };
     let context = CudaContext::new(0).unwrap();
     let stream = context.new_stream().unwrap();
     let function = add(&context);

@@ -7,7 +7,7 @@ use cudarc::driver::{LaunchConfig, PushKernelArg};
 use emulator::options::Options;
 use emulator::report::{Finding, Kind};
 use half::bf16;
-use support::{Bench, bench, numbers};
+use support::{Bench, emulated, numbers};
 
 /// Runs a kernel with a planted bug under several seeds, and with races and initialization looked for or not, and
 /// returns what was found each time.
@@ -17,8 +17,7 @@ fn found(checked: bool, run: impl Fn(&Bench)) -> Vec<Vec<Finding>> {
         false => Options { seed: Some(seed), ..Options::default() },
     };
     let each = |seed| {
-        let bench = bench(options(seed))?;
-        bench.emulator()?; // a bug on real hardware may do anything
+        let bench = emulated(options(seed))?; // a bug on real hardware may do anything
         run(&bench);
         Some(bench.findings())
     };

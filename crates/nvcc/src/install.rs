@@ -54,7 +54,7 @@ fn fetch(folder: &Path, installers: &[Vec<OsString>], passed_over: &str) -> Resu
     };
     eprintln!("fetching nvcc 13.0 from PyPI into {} (105 MB, once)", folder.display());
     // What is left of an attempt that was cut off.
-    let partial = folder.with_extension("partial");
+    let partial = folder.with_file_name(format!("{FOLDER}.partial"));
     for leftover in [&partial, folder] {
         if leftover.exists() {
             fs::remove_dir_all(leftover).map_err(Error::file(leftover))?;

@@ -232,6 +232,7 @@ chmod +x "$2/nvidia/cu13/bin/nvcc""#,
             }
         });
         assert_eq!(fs::read_to_string(folder.path().join("calls")).expect("calls"), "call\n");
+        assert!(!folder.path().join("target/nvcc-13.0.partial").exists());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Commands for those who work on this project: `cargo xtask --help`.
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Commands for those who work on this project.
 #[derive(Parser)]
@@ -21,17 +22,23 @@ enum Task {
     Nvcc,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     match Arguments::parse().command {
-        Task::Nvcc => {
-            let nvcc = nvcc::locate()?;
-            for reason in nvcc.passed_over() {
-                eprintln!("passed over: {reason}");
+        Task::Nvcc => match nvcc::locate() {
+            Ok(nvcc) => {
+                for reason in nvcc.passed_over() {
+                    eprintln!("passed over: {reason}");
+                }
+                let (major, minor) = nvcc.release();
+                eprintln!("CUDA {major}.{minor}, {}", nvcc.origin());
+                println!("{}", nvcc.path().display());
+                ExitCode::SUCCESS
             }
-            let (major, minor) = nvcc.release();
-            eprintln!("CUDA {major}.{minor}, {}", nvcc.origin());
-            println!("{}", nvcc.path().display());
-            Ok(())
-        }
+            // The error is a sentence that says what to do; a backtrace would bury it.
+            Err(error) => {
+                eprintln!("error: {error}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
