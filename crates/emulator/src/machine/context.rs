@@ -67,6 +67,18 @@ impl Local {
     }
 }
 
+/// The lowest and the highest of the lanes' addresses.
+#[inline(always)]
+fn bounds(mask: u32, addresses: &Double) -> (u64, u64) {
+    let (mut low, mut high) = (u64::MAX, 0);
+    for lane in 0..LANES {
+        let active = mask >> lane & 1 == 1;
+        low = low.min(if active { addresses[lane] } else { u64::MAX });
+        high = high.max(if active { addresses[lane] } else { 0 });
+    }
+    (low, high)
+}
+
 impl Context<'_> {
     /// Pointers to `size` bytes for each lane in `mask`, good until the next operation: checked for bounds, alignment (to
     /// `size`), initialization and races, and counted. Pointers of other lanes must not be used.
@@ -119,12 +131,16 @@ impl Context<'_> {
             Space::Global | Space::Constant => self.locate_global(mask, addresses, size, access, pointers)?,
             Space::Shared => {
                 let (start, length) = self.block.bytes();
-                for lane in lanes(mask) {
-                    let address = addresses[lane];
-                    if address.saturating_add(size as u64) > length as u64 {
-                        return Err(out_of_bounds(lane, access, size, address, "shared memory", length as u64));
+                let (_, high) = bounds(mask, addresses);
+                if high.saturating_add(size as u64) > length as u64 {
+                    let beyond = |lane: &usize| addresses[*lane].saturating_add(size as u64) > length as u64;
+                    let lane = lanes(mask).find(beyond).unwrap_or(0);
+                    return Err(out_of_bounds(lane, access, size, addresses[lane], "shared memory", length as u64));
+                }
+                for lane in 0..LANES {
+                    if mask >> lane & 1 == 1 {
+                        pointers[lane] = start.wrapping_add(addresses[lane] as usize);
                     }
-                    pointers[lane] = start.wrapping_add(address as usize);
                 }
                 if self.block.watches() {
                     let (pc, first_thread) = (self.pc, self.first_thread);
@@ -179,7 +195,18 @@ impl Context<'_> {
     ) -> Result<(), Fault> {
         let environment = self.environment;
         let mut allocation = environment.snapshot.get(self.block.last_allocation);
-        for lane in lanes(mask) {
+        let (low, high) = bounds(mask, addresses);
+        let all_inside = allocation.is_some_and(|allocation| {
+            low >= allocation.base && high.saturating_add(size as u64) <= allocation.base + allocation.size
+        });
+        if all_inside {
+            for lane in 0..LANES {
+                if mask >> lane & 1 == 1 {
+                    pointers[lane] = addresses[lane] as *mut u8;
+                }
+            }
+        }
+        for lane in lanes(if all_inside { 0 } else { mask }) {
             let address = addresses[lane];
             let inside = |allocation: &Arc<Allocation>| {
                 address >= allocation.base && address.saturating_add(size as u64) <= allocation.base + allocation.size
