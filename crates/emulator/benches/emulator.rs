@@ -1,6 +1,7 @@
 //! How fast kernels run, with and without each check: every kernel is verified against the host first, then timed.
 //!
-//! `cargo bench -p emulator` runs everything; `cargo bench -p emulator -- gemm` the kernels whose name contains that.
+//! `cargo bench -p emulator` runs everything; `cargo bench -p emulator -- gemm_ffma/races` the lines whose name contains
+//! that.
 //! A warp instruction is one instruction of up to 32 lanes; the times are those of whole launches, the best of several.
 
 #[path = "../tests/support/mod.rs"]
@@ -145,7 +146,11 @@ fn main() {
         [("gemm_bf16", gemm_bf16), ("gemm_ffma", gemm_ffma), ("vector_add", vector_add), ("histogram", histogram)];
     println!("| kernel | checks | ms a launch | M warp instructions/s | GFLOP/s | times slower |");
     println!("|---|---|---:|---:|---:|---:|");
-    for (name, run) in kernels.into_iter().filter(|(name, _)| name.contains(&filter)) {
+    for (name, run) in kernels {
+        let is_wanted = |way: &str| format!("{name}/{way}").contains(&filter);
+        if !ways.iter().any(|(way, _)| is_wanted(way)) {
+            continue;
+        }
         // The profile of one launch says how many instructions it has.
         let Some(counted) = bench(Options { profile: true, ..plain() }) else { return };
         run(&counted);
@@ -153,7 +158,7 @@ fn main() {
         let instructions = profiles.last().map_or(0, |profile| profile.instructions);
         drop(counted);
         let mut unchecked = None;
-        for (way, options) in &ways {
+        for (way, options) in ways.iter().filter(|(way, _)| is_wanted(way)) {
             let Some(bench) = bench(options.clone()) else { return };
             let times = run(&bench);
             bench.assert_clean();

@@ -19,6 +19,8 @@ pub struct BlockMemory {
     pub counters: Option<Counters>,
     /// Where in the snapshot the last access to global memory was.
     pub last_allocation: usize,
+    /// Where those before it were, which the launch may reach.
+    pub(crate) earlier_allocations: [usize; 4],
     /// Operations that wrote to memory.
     pub writes: u64,
     /// What a store is about to write, for those who look.
@@ -52,6 +54,7 @@ impl BlockMemory {
             number: 0,
             counters: launch.options.profile.then(|| Counters::new(launch.program.steps.len())),
             last_allocation: usize::MAX,
+            earlier_allocations: [usize::MAX; 4],
             writes: 0,
             storing: None,
             room: None,
