@@ -3,6 +3,7 @@
 use super::cell::Access;
 use super::clocks::Touch;
 use crate::machine::context::LaneBytes;
+use crate::machine::registers::lanes;
 use std::fmt;
 use std::sync::Arc;
 
@@ -112,8 +113,7 @@ pub(super) struct Group {
 
 impl Batch<'_> {
     pub(super) fn lanes(&self) -> impl Iterator<Item = usize> + use<> {
-        let mask = self.mask;
-        (0..32).filter(move |lane| mask >> lane & 1 == 1)
+        lanes(self.mask)
     }
 
     /// The words that the lanes access, each once for all lanes that access the same bytes of it. Atomics of several
@@ -129,6 +129,10 @@ impl Batch<'_> {
             words(first, self.size, |word, bytes| out.push(Group { word, bytes, lanes: self.mask }));
             return;
         }
+        if !updates && self.whole_words(out) {
+            return;
+        }
+        // Atomics need their order within a word only, and have it.
         let mut sorted = true;
         for lane in self.lanes() {
             words(self.offsets[lane], self.size, |word, bytes| {
@@ -136,14 +140,37 @@ impl Batch<'_> {
                 out.push(Group { word, bytes, lanes: 1 << lane });
             });
         }
-        if !sorted {
+        if !sorted && !updates {
             out.sort_unstable_by_key(|group| (group.word, group.bytes, group.lanes));
             out.dedup_by(|group, kept| {
-                let same = !updates && (group.word, group.bytes) == (kept.word, kept.bytes);
+                let same = (group.word, group.bytes) == (kept.word, kept.bytes);
                 kept.lanes |= if same { group.lanes } else { 0 };
                 same
             });
         }
+    }
+
+    /// The groups where lanes access whole words near each other: sorted by counting. `false` where they do not.
+    fn whole_words(&self, out: &mut Vec<Group>) -> bool {
+        const SPAN: usize = 256;
+        let (mut low, mut high, mut all) = (u64::MAX, 0, self.size as u64);
+        for lane in self.lanes() {
+            let offset = self.offsets[lane];
+            (low, high, all) = (low.min(offset), high.max(offset), all | offset);
+        }
+        let count = self.size / 4;
+        let span = (high - low) / 4 + count as u64;
+        if !all.is_multiple_of(4) || span > SPAN as u64 {
+            return false;
+        }
+        let mut lanes_of = [0u32; SPAN];
+        for lane in self.lanes() {
+            let first = ((self.offsets[lane] - low) / 4) as usize;
+            lanes_of[first..first + count].iter_mut().for_each(|lanes| *lanes |= 1 << lane);
+        }
+        let words = lanes_of[..span as usize].iter().enumerate().filter(|(_, lanes)| **lanes != 0);
+        out.extend(words.map(|(at, &lanes)| Group { word: low / 4 + at as u64, bytes: 15, lanes }));
+        true
     }
 
     /// Two lanes of the group that store different values there.

@@ -154,6 +154,11 @@ pub(super) trait Orders {
     /// number).
     fn unordered(&self, earlier: &Entry) -> Option<u32>;
 
+    /// Whether all of `earlier` is ordered before the present access.
+    fn is_ordered(&self, earlier: &Entry) -> bool {
+        self.unordered(earlier).is_none()
+    }
+
     /// The lanes of the present access that `earlier` is not ordered before, as a whole.
     fn ignorant(&self, earlier: &Entry) -> u32;
 
@@ -243,6 +248,9 @@ pub(super) struct Cell {
 /// any order; then the oldest is forgotten, and with it a race of which it is a part.
 const MOST: usize = 256;
 
+/// Entries beside the first two up to which nothing is allocated to decide what becomes of them.
+const FEW: usize = 6;
+
 /// What becomes of an earlier access when another one happens.
 #[derive(Clone, Copy)]
 enum Fate {
@@ -267,10 +275,6 @@ impl Cell {
     /// All places for entries, with the empty ones.
     fn all(&self) -> impl Iterator<Item = &Entry> {
         self.first.iter().chain(self.more.iter().flat_map(|more| more.iter()))
-    }
-
-    fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.all().filter(|entry| entry.bytes != 0)
     }
 
     /// What `new` races with, if it happened now.
@@ -302,16 +306,69 @@ impl Cell {
     }
 
     /// Makes an access.
-    pub(super) fn access(&mut self, mut new: Entry, orders: &impl Orders) -> Met {
-        let mut met = Met { conflict: self.check(&new, orders), ends_strong: false };
-        let mut fates = [Fate::Stays; MOST + 2];
-        if !self.is_empty() {
-            for (at, fate) in fates.iter_mut().enumerate().take(2 + self.more.as_ref().map_or(0, |more| more.len())) {
-                *fate = self.fate(at, &new, orders);
+    #[inline]
+    pub(super) fn access(&mut self, new: Entry, orders: &impl Orders) -> Met {
+        if new.strong() || self.all().any(|entry| entry.bytes != 0 && entry.strong()) {
+            return self.access_among_strong(new, orders);
+        }
+        Met { conflict: self.access_plain(new, orders), ends_strong: false }
+    }
+
+    /// As [`Cell::access_among_strong`], where that has less to decide: neither what is here nor `new` is strong, so that
+    /// no chain and no observed write counts. Most words of most programs are like this. Returns the conflict.
+    #[inline]
+    fn access_plain(&mut self, mut new: Entry, orders: &impl Orders) -> Option<(Entry, u32)> {
+        let writes = new.writes();
+        let (mut conflict, mut kept, mut overwritten) = (None, 0, 0);
+        for entry in self.slots() {
+            let shared = entry.bytes & new.bytes;
+            let before = *entry;
+            if shared != 0 {
+                if conflict.is_none() && (writes || before.writes()) {
+                    conflict = orders.unordered(&before).map(|thread| (before, thread));
+                }
+                if writes || !before.writes() && orders.is_ordered(&before) {
+                    entry.bytes &= !new.bytes;
+                } else if !before.writes() && entry.bytes == shared {
+                    entry.without_threads_of(&new);
+                }
             }
+            let gone = before.bytes & !entry.bytes;
+            if gone != 0 && before.overwrites() {
+                overwritten |= gone;
+            } else if overwritten & entry.bytes != 0 {
+                entry.kind |= RESETS;
+                overwritten &= !entry.bytes;
+            }
+            kept += usize::from(entry.bytes != 0);
+        }
+        if overwritten != 0 && !writes {
+            new.kind |= RESETS;
+        }
+        if kept == 0 || !self.merge(&new, orders) {
+            self.push(new, kept);
+        }
+        conflict
+    }
+
+    /// Makes an access that is strong, or where some were.
+    fn access_among_strong(&mut self, mut new: Entry, orders: &impl Orders) -> Met {
+        let mut met = Met { conflict: self.check(&new, orders), ends_strong: false };
+        let mut few = [Fate::Stays; 2 + FEW];
+        let mut many = Vec::new();
+        let count = 2 + self.more.as_ref().map_or(0, |more| more.len());
+        let fates = match few.get_mut(..count) {
+            Some(few) => few,
+            None => {
+                many.resize(count, Fate::Stays);
+                many.as_mut_slice()
+            }
+        };
+        for (at, fate) in fates.iter_mut().enumerate() {
+            *fate = self.fate(at, &new, orders);
         }
         let (mut kept, mut overwritten) = (0, 0);
-        for (entry, fate) in self.slots().zip(&fates) {
+        for (entry, fate) in self.slots().zip(&*fates) {
             let before = *entry;
             match fate {
                 Fate::Stays => {}
@@ -335,10 +392,6 @@ impl Cell {
             self.push(new, kept);
         }
         met
-    }
-
-    fn is_empty(&self) -> bool {
-        self.more.is_none() && self.first.iter().all(|entry| entry.bytes == 0)
     }
 
     fn entry(&self, at: usize) -> Entry {
@@ -435,29 +488,34 @@ impl Cell {
 
     fn push(&mut self, new: Entry, kept: usize) {
         if kept == 0 {
-            *self = Self { first: [new, Entry::default()], more: None };
+            self.first = [new, Entry::default()];
+            self.more = None;
             return;
         }
-        if kept == 1 && self.more.is_none() {
-            if self.first[0].bytes == 0 {
-                self.first.swap(0, 1);
+        // Empty places are filled in the order of time.
+        if self.first[0].bytes == 0 {
+            self.first.swap(0, 1);
+        }
+        if let Some(more) = &mut self.more {
+            more.retain(|entry| entry.bytes != 0);
+            for first in self.first.iter_mut().filter(|first| first.bytes == 0) {
+                if more.is_empty() {
+                    break;
+                }
+                *first = more.remove(0);
             }
-            self.first[1] = new;
-            return;
         }
-        if self.first.iter().any(|entry| entry.bytes == 0) {
-            let entries: Vec<Entry> = self.entries().copied().collect();
-            for (at, first) in self.first.iter_mut().enumerate() {
-                *first = entries.get(at).copied().unwrap_or_default();
+        let rest = self.more.as_ref().is_some_and(|more| !more.is_empty());
+        match self.first.iter_mut().find(|first| first.bytes == 0) {
+            Some(first) if !rest => *first = new,
+            _ => {
+                let more = self.more.get_or_insert_default();
+                if more.len() >= MOST {
+                    more.remove(0);
+                }
+                more.push(new);
             }
-            self.more = (entries.len() > 2).then(|| Box::new(entries[2..].to_vec()));
         }
-        let more = self.more.get_or_insert_default();
-        more.retain(|entry| entry.bytes != 0);
-        if more.len() >= MOST {
-            more.remove(0);
-        }
-        more.push(new);
     }
 
     /// Puts a write in the place of everything else, without asking for its order.

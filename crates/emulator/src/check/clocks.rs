@@ -10,6 +10,7 @@
 //! operations among themselves does not count either: it differs from run to run, and what rests on it is a race in
 //! another run.
 
+use super::batch::Group;
 use super::frontier::Frontier;
 use super::knowledge::Knowledge;
 use super::location::{Location, Locations, Log, Release};
@@ -95,6 +96,8 @@ pub struct Clocks {
     pending: HashMap<u32, Vec<Pending>>,
     /// Locations in shared memory.
     locations: HashMap<u64, Location>,
+    /// Room for the groups of an access, so that none is allocated for each.
+    groups: Vec<Group>,
 }
 
 /// One phase of a barrier: who has come so far. The machine keeps one for each barrier of a thread block.
@@ -116,6 +119,7 @@ impl Clocks {
             fenced: HashMap::new(),
             pending: HashMap::new(),
             locations: HashMap::new(),
+            groups: Vec::new(),
         }
     }
 
@@ -163,6 +167,16 @@ impl Clocks {
             left @ 0..32 => (1 << left) - 1,
             _ => u32::MAX,
         }
+    }
+
+    /// Room for groups; to be given back.
+    pub(super) fn take_groups(&mut self) -> Vec<Group> {
+        std::mem::take(&mut self.groups)
+    }
+
+    /// Gives room for groups back.
+    pub(super) fn give_groups(&mut self, groups: Vec<Group>) {
+        self.groups = groups;
     }
 
     fn set(&mut self, warp: usize, mask: u32, knowledge: &Knowledge) {
@@ -307,6 +321,9 @@ impl Clocks {
     /// A strong access by one thread to shared memory at `offset`, or to an mbarrier there: an arrival is an update
     /// with release, a test that succeeds a load with acquire.
     pub fn strong_shared(&mut self, thread: u32, offset: u64, touch: Touch, order: Order, scope: Scope) {
+        if self.locations.is_empty() && self.is_quiet(order) {
+            return;
+        }
         let before = self.locations.remove(&offset);
         if let Some(after) = self.strong(thread, (true, offset), before, (touch, order, scope)) {
             self.locations.insert(offset, after);
@@ -321,11 +338,20 @@ impl Clocks {
         address: u64,
         what: (Touch, Order, Scope),
     ) {
+        if locations.is_unused() && self.is_quiet(what.1) {
+            return;
+        }
         let mut shard = locations.shard(address);
         let before = shard.remove(&address);
         if let Some(after) = self.strong(thread, (false, address), before, what) {
-            shard.insert(address, after);
+            locations.insert(&mut shard, address, after);
         }
+    }
+
+    /// Whether a strong access neither releases anything nor completes a pattern, as long as nothing was released where
+    /// it goes: then it orders nothing.
+    fn is_quiet(&self, order: Order) -> bool {
+        !order.releases() && self.fenced.is_empty() && self.pending.is_empty()
     }
 
     /// A weak write ends what was released at a location in shared memory: nothing observes it any more.

@@ -99,6 +99,8 @@ impl Crowds {
 struct Before<'a> {
     launch: &'a Launch,
     within: Within<'a>,
+    /// The last set of blocks that the own one was added to, and what came of it: neighbouring words have the same.
+    grown: &'a std::cell::Cell<Option<(u32, u32)>>,
 }
 
 impl Before<'_> {
@@ -134,7 +136,7 @@ impl Before<'_> {
         let own = self.within.clocks.block();
         // A lane that knows of no other block need not look at more than one of them.
         if self.lanes().any(|me| self.within.clocks.knowledge(me).foreign.is_none())
-            && let Some(other) = locked(&self.launch.crowds).blocks(earlier.block).find(|&block| block != own)
+            && let Some(other) = self.other_block(earlier, own)
         {
             return Some((other, threads(earlier, self.within.clocks.engine()).next()?));
         }
@@ -147,6 +149,14 @@ impl Before<'_> {
         others
             .into_iter()
             .find(|&(block, thread)| self.lanes().any(|me| !self.foreign(me, block, thread, earlier.clock)))
+    }
+
+    /// A block of the entry other than `own`.
+    fn other_block(&self, earlier: &Entry, own: u32) -> Option<u32> {
+        match earlier.block & CROWD {
+            0 => Some(earlier.block).filter(|&block| block != own),
+            _ => locked(&self.launch.crowds).blocks(earlier.block).find(|&block| block != own),
+        }
     }
 
     fn has(&self, earlier: &Entry, block: u32) -> bool {
@@ -164,6 +174,15 @@ impl Orders for Before<'_> {
             return (!self.launch.stamp.follows(earlier.stream, earlier.sequence)).then_some(first);
         }
         self.unordered_at(earlier).map(|(_, thread)| thread)
+    }
+
+    fn is_ordered(&self, earlier: &Entry) -> bool {
+        // A set of blocks has another one than the own, of which a lane must know.
+        let crowd = earlier.block & CROWD != 0 && !self.other_operation(earlier);
+        if crowd && self.lanes().any(|me| self.within.clocks.knowledge(me).foreign.is_none()) {
+            return false;
+        }
+        self.unordered(earlier).is_none()
     }
 
     fn ignorant(&self, earlier: &Entry) -> u32 {
@@ -192,6 +211,13 @@ impl Orders for Before<'_> {
         if !alike {
             return false;
         }
+        let before = earlier.block;
+        if let Some((from, to)) = self.grown.get()
+            && from == before
+        {
+            earlier.block = to;
+            return true;
+        }
         let mut crowds = locked(&self.launch.crowds);
         if !crowds.blocks(earlier.block).any(|block| block == new.block) {
             let rest = match earlier.block & CROWD {
@@ -200,6 +226,7 @@ impl Orders for Before<'_> {
             };
             earlier.block = crowds.number(Some(rest), new.block) | CROWD;
         }
+        self.grown.set(Some((before, earlier.block)));
         true
     }
 }
@@ -282,8 +309,9 @@ impl Shadow {
     /// Makes an access by lanes of a warp; a strong one synchronizes too, lane by lane. Returns the first race that it
     /// is part of. What lies outside of the allocation is not looked at.
     pub fn access(&self, launch: &Launch, labels: &Labels, clocks: &mut Clocks, batch: &Batch<'_>) -> Option<Conflict> {
-        let mut groups = Vec::with_capacity(32);
+        let mut groups = clocks.take_groups();
         batch.groups(&mut groups);
+        let grown = std::cell::Cell::new(None);
         let mut found = None;
         let words = self.bytes.div_ceil(4) as u64;
         let number = |group: &Group| group.word as usize / PAGE_WORDS;
@@ -296,7 +324,7 @@ impl Shadow {
                 (new.stream, new.sequence) = (launch.stamp.stream, launch.stamp.sequence);
                 new.block = clocks.block();
                 let within = Within { clocks, warp: batch.warp, lanes: group.lanes };
-                let before = Before { launch, within };
+                let before = Before { launch, within, grown: &grown };
                 let met = cells[group.word as usize % PAGE_WORDS].access(new, &before);
                 if met.ends_strong {
                     ended.push(group.word * 4);
@@ -305,7 +333,8 @@ impl Shadow {
                 found = found.take().or_else(conflict);
             }
         }
-        for offset in ended {
+        clocks.give_groups(groups);
+        for offset in ended.into_iter().filter(|_| !launch.locations.is_unused()) {
             launch.locations.shard(self.base + offset).remove(&(self.base + offset));
         }
         if let Some((order, scope)) = batch.access.strong {

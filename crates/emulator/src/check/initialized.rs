@@ -27,6 +27,15 @@ fn masks(range: Range<usize>, words: usize) -> impl Iterator<Item = (usize, u64)
     })
 }
 
+/// Whether `range` lies in one word and all its bits are set: what most accesses find.
+#[inline(always)]
+fn is_set(range: &Range<usize>, word: impl Fn(usize) -> Option<u64>) -> bool {
+    let length = range.end.wrapping_sub(range.start);
+    let (at, shift) = (range.start / 64, range.start % 64);
+    let fits = length.wrapping_sub(1) < 64 && shift + length <= 64;
+    fits && word(at).is_some_and(|bits| !bits >> shift << (64 - length) == 0)
+}
+
 impl Shared {
     /// So many bytes, none of them written.
     pub fn new(bytes: usize) -> Self {
@@ -49,6 +58,10 @@ impl Shared {
     /// The first byte of `range` that nobody wrote.
     #[inline]
     pub fn first_unset(&self, range: Range<usize>) -> Option<usize> {
+        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        if is_set(&range, |word| self.words.get(word).map(load)) {
+            return None;
+        }
         masks(range, self.words.len()).find_map(|(word, mask)| {
             let missing = mask & !self.words[word].load(Ordering::Relaxed);
             (missing != 0).then(|| word * 64 + missing.trailing_zeros() as usize)
@@ -110,6 +123,9 @@ impl Owned {
     /// The first byte of `range` that nobody wrote.
     #[inline]
     pub fn first_unset(&self, range: Range<usize>) -> Option<usize> {
+        if is_set(&range, |word| self.words.get(word).copied()) {
+            return None;
+        }
         masks(range, self.words.len()).find_map(|(word, mask)| {
             let missing = mask & !self.words[word];
             (missing != 0).then(|| word * 64 + missing.trailing_zeros() as usize)

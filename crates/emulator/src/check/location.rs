@@ -7,6 +7,7 @@
 
 use super::knowledge::{Frontiers, Knowledge, join_one};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What one release makes known.
@@ -168,18 +169,34 @@ fn latest(releases: Vec<Release>) -> Vec<Release> {
 /// A table of locations in global memory, shared by the thread blocks of a launch.
 #[derive(Debug)]
 pub(super) struct Locations {
-    shards: [Mutex<HashMap<u64, Location>>; 64],
+    shards: [Mutex<Shard>; 64],
+    /// Whether there was ever a location.
+    used: AtomicBool,
 }
+
+/// Locations by address.
+pub(super) type Shard = HashMap<u64, Location>;
 
 impl Default for Locations {
     fn default() -> Self {
-        Self { shards: std::array::from_fn(|_| Mutex::default()) }
+        Self { shards: std::array::from_fn(|_| Mutex::default()), used: AtomicBool::new(false) }
     }
 }
 
 impl Locations {
     /// The part of the table that has `address`.
-    pub(super) fn shard(&self, address: u64) -> MutexGuard<'_, HashMap<u64, Location>> {
+    pub(super) fn shard(&self, address: u64) -> MutexGuard<'_, Shard> {
         self.shards[(address >> 2) as usize % self.shards.len()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a location to its shard.
+    pub(super) fn insert(&self, shard: &mut Shard, address: u64, location: Location) {
+        self.used.store(true, Ordering::SeqCst);
+        shard.insert(address, location);
+    }
+
+    /// Whether no thread released anything yet, in global memory.
+    pub(super) fn is_unused(&self) -> bool {
+        !self.used.load(Ordering::SeqCst)
     }
 }

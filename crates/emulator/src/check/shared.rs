@@ -23,7 +23,6 @@ pub struct Shared {
     flights: Vec<Flight>,
     /// Which parts are not as new.
     touched: Vec<bool>,
-    groups: Vec<Group>,
 }
 
 impl Shared {
@@ -34,7 +33,6 @@ impl Shared {
             cells: vec![Cell::default(); words],
             flights: vec![Flight::default(); words],
             touched: vec![false; words.div_ceil(PART)],
-            groups: Vec::new(),
         }
     }
 
@@ -52,14 +50,14 @@ impl Shared {
     /// Makes an access by lanes of a warp; a strong one synchronizes too, lane by lane. Returns the first race that it
     /// is part of. What lies outside of the memory is not looked at.
     pub fn access(&mut self, clocks: &mut Clocks, batch: &Batch<'_>) -> Option<Conflict> {
-        let mut groups = std::mem::take(&mut self.groups);
+        let mut groups = clocks.take_groups();
         batch.groups(&mut groups);
         let mut found = None;
         for group in &groups {
             let conflict = self.access_word(clocks, batch, group);
             found = found.or(conflict);
         }
-        self.groups = groups;
+        clocks.give_groups(groups);
         if let Some((order, scope)) = batch.access.strong {
             for lane in batch.lanes() {
                 let thread = (batch.warp * 32 + lane) as u32;

@@ -2,8 +2,8 @@
 
 use super::Decoded;
 use crate::check::clocks::{Order, Scope as Reach, Touch};
-use crate::machine::context::{Access, Context, WIDEST, Where};
-use crate::machine::registers::{D, Double, LANES, W, lanes};
+use crate::machine::context::{Access, Context, LaneBytes, Where};
+use crate::machine::registers::{D, Double, LANES, W, Word, lanes};
 use crate::machine::{Class, Fault};
 use crate::program::{Address, Base, Reason, Scope};
 use crate::ptx::ast::{Instruction, Operand, Space, Type};
@@ -167,11 +167,13 @@ impl Op {
     pub fn execute(&self, context: &mut Context<'_>, mask: u32) -> Result<(), Fault> {
         let addresses = addresses(context, &self.address);
         let size = self.element.size();
-        if self.store && context.block.watches() {
+        if self.store && context.block.compares_values() {
             context.block.storing = Some(self.values(context));
         }
         let pointers = context.locate(mask, self.at, &addresses, size * self.registers.len(), self.access)?;
-        context.block.storing = None;
+        if self.store {
+            context.block.end_store();
+        }
         for (index, register) in self.registers.iter().enumerate() {
             let offset = index * size;
             if self.store {
@@ -185,8 +187,8 @@ impl Op {
 
     /// What every lane stores, for those who look.
     #[cold]
-    fn values(&self, context: &Context<'_>) -> Box<[[u8; WIDEST]; LANES]> {
-        let mut values = Box::new([[0; WIDEST]; LANES]);
+    fn values(&self, context: &mut Context<'_>) -> Box<LaneBytes> {
+        let mut values = context.block.room_for_values();
         let size = self.element.size();
         for (index, register) in self.registers.iter().enumerate() {
             for (lane, bytes) in values.iter_mut().enumerate() {
@@ -211,6 +213,11 @@ impl Op {
         offset: usize,
         register: Register,
     ) {
+        if let (Register::Word(word), 4, 32) = (register, self.element.size(), self.width) {
+            let values = read_words(mask, pointers, offset);
+            context.registers.set_word(word, mask, &values);
+            return;
+        }
         let bits = read(mask, pointers, offset, self.element.size());
         // A signed element is extended to the register's width, any other with zeros.
         let shift = 64 - 8 * self.element.size();
@@ -238,6 +245,14 @@ impl Op {
         offset: usize,
         register: Register,
     ) {
+        if let (Register::Word(word), 4, u32::MAX) = (register, self.element.size(), mask) {
+            let values = context.registers.word(word);
+            for lane in 0..LANES {
+                // SAFETY: `locate` gave a pointer to as many bytes as all elements take for every lane.
+                unsafe { pointers[lane].add(offset).cast::<u32>().write_unaligned(values[lane]) };
+            }
+            return;
+        }
         let values: Double = match register {
             Register::Word(word) => context.registers.word(word).map(u64::from),
             Register::Double(double) => *context.registers.double(double),
@@ -268,6 +283,19 @@ impl Op {
             (_, true) => Class::StoreGlobal,
         }
     }
+}
+
+/// An element of 4 bytes of every lane in the mask.
+#[inline(always)]
+fn read_words(mask: u32, pointers: &[*mut u8; LANES], offset: usize) -> Word {
+    // SAFETY: called for lanes in the mask only, for which `locate` gave a pointer to as many bytes as all elements take.
+    let read = |lane: usize| unsafe { pointers[lane].add(offset).cast::<u32>().read_unaligned() };
+    if mask == u32::MAX {
+        return std::array::from_fn(read);
+    }
+    let mut words = [0; LANES];
+    lanes(mask).for_each(|lane| words[lane] = read(lane));
+    words
 }
 
 /// An element of `size` bytes of every lane in the mask, zero-extended.

@@ -119,7 +119,22 @@ impl<'a> ThreadBlock<'a> {
         let same = |value: u32| [value; LANES];
         let axis = |values: [u32; 3], axis: usize| values.get(axis).copied().unwrap_or(0);
         let values = match special {
-            Special::Tid(dimension) => std::array::from_fn(|lane| axis(id(lane).thread, dimension)),
+            Special::Tid(dimension) => {
+                let [x, y, _] = launch.block.map(|side| side.max(1));
+                // The threads of a warp are counted on: a division for each would be most of what a short kernel costs.
+                let mut at = id(0).thread;
+                std::array::from_fn(|_| {
+                    let value = axis(at, dimension);
+                    at[0] += 1;
+                    if at[0] == x {
+                        at = [0, at[1] + 1, at[2]];
+                    }
+                    if at[1] == y {
+                        at = [at[0], 0, at[2] + 1];
+                    }
+                    value
+                })
+            }
             Special::NTid(dimension) => same(axis(launch.block, dimension)),
             Special::CtaId(dimension) => same(axis(id(0).block, dimension)),
             Special::NCtaId(dimension) => same(axis(launch.grid, dimension)),

@@ -67,6 +67,37 @@ impl Local {
     }
 }
 
+/// Whether a lane's address is not among those from `base` to `base + limit`; nothing is, without a limit.
+#[inline(always)]
+fn any_beyond(mask: u32, addresses: &Double, base: u64, limit: Option<u64>) -> bool {
+    let Some(limit) = limit else { return true };
+    let is_beyond = |lane: usize| u64::from(addresses[lane].wrapping_sub(base) > limit);
+    if mask == u32::MAX {
+        // Without a branch for each lane these are few vector instructions.
+        return (0..LANES).fold(0, |any, lane| any | is_beyond(lane)) != 0;
+    }
+    lanes(mask).fold(0, |any, lane| any | is_beyond(lane)) != 0
+}
+
+/// The bits that are set in some lane's address.
+#[inline(always)]
+fn bits_of(mask: u32, addresses: &Double) -> u64 {
+    if mask == u32::MAX {
+        return addresses.iter().fold(0, |all, address| all | address);
+    }
+    lanes(mask).fold(0, |all, lane| all | addresses[lane])
+}
+
+/// Sets the pointers of the lanes in `mask`.
+#[inline(always)]
+fn point(mask: u32, pointers: &mut [*mut u8; LANES], to: impl Fn(usize) -> *mut u8) {
+    if mask == u32::MAX {
+        *pointers = std::array::from_fn(to);
+    } else {
+        lanes(mask).for_each(|lane| pointers[lane] = to(lane));
+    }
+}
+
 impl Context<'_> {
     /// Pointers to `size` bytes for each lane in `mask`, good until the next operation: checked for bounds, alignment (to
     /// `size`), initialization and races, and counted. Pointers of other lanes must not be used.
@@ -111,21 +142,19 @@ impl Context<'_> {
         access: Access,
         pointers: &mut [*mut u8; LANES],
     ) -> Result<(), Fault> {
-        let unaligned = (0..LANES).fold(0, |all, lane| all | if mask >> lane & 1 == 1 { addresses[lane] } else { 0 });
-        if unaligned & (size as u64 - 1) != 0 {
+        if bits_of(mask, addresses) & (size as u64 - 1) != 0 {
             return Err(self.misaligned(space, mask, addresses, size, access));
         }
         match space {
             Space::Global | Space::Constant => self.locate_global(mask, addresses, size, access, pointers)?,
             Space::Shared => {
                 let (start, length) = self.block.bytes();
-                for lane in lanes(mask) {
-                    let address = addresses[lane];
-                    if address.saturating_add(size as u64) > length as u64 {
-                        return Err(out_of_bounds(lane, access, size, address, "shared memory", length as u64));
-                    }
-                    pointers[lane] = start.wrapping_add(address as usize);
+                if any_beyond(mask, addresses, 0, (length as u64).checked_sub(size as u64)) {
+                    let beyond = |lane: &usize| addresses[*lane].saturating_add(size as u64) > length as u64;
+                    let lane = lanes(mask).find(beyond).unwrap_or(0);
+                    return Err(out_of_bounds(lane, access, size, addresses[lane], "shared memory", length as u64));
                 }
+                point(mask, pointers, |lane| start.wrapping_add(addresses[lane] as usize));
                 if self.block.watches() {
                     let (pc, first_thread) = (self.pc, self.first_thread);
                     let observed = Observed { pc, first_thread, mask, addresses, size, access };
@@ -179,13 +208,31 @@ impl Context<'_> {
     ) -> Result<(), Fault> {
         let environment = self.environment;
         let mut allocation = environment.snapshot.get(self.block.last_allocation);
-        for lane in lanes(mask) {
+        let all_inside = allocation.is_some_and(|allocation| {
+            !any_beyond(mask, addresses, allocation.base, allocation.size.checked_sub(size as u64))
+        });
+        if all_inside {
+            point(mask, pointers, |lane| addresses[lane] as *mut u8);
+        }
+        for lane in lanes(if all_inside { 0 } else { mask }) {
             let address = addresses[lane];
             let inside = |allocation: &Arc<Allocation>| {
                 address >= allocation.base && address.saturating_add(size as u64) <= allocation.base + allocation.size
             };
             if !allocation.is_some_and(inside) {
-                let index = self.find_global(lane, address, size, access)?;
+                // Kernels go back and forth between few allocations.
+                let index = match self
+                    .block
+                    .earlier_allocations
+                    .iter()
+                    .copied()
+                    .find(|&index| environment.snapshot.get(index).is_some_and(inside))
+                {
+                    Some(index) => index,
+                    None => self.find_global(lane, address, size, access)?,
+                };
+                self.block.earlier_allocations.rotate_right(1);
+                self.block.earlier_allocations[0] = self.block.last_allocation;
                 self.block.last_allocation = index;
                 allocation = environment.snapshot.get(index);
             }
@@ -216,7 +263,7 @@ impl Context<'_> {
     #[cold]
     fn find_global(&self, lane: usize, address: u64, size: usize, access: Access) -> Result<usize, Fault> {
         let snapshot = &self.environment.snapshot;
-        let what = format!("{} {size} bytes at {address:#x}", verb(access));
+        let what = || format!("{} {size} bytes at {address:#x}", verb(access));
         let Some(allocation) = find(snapshot, address) else {
             let before = snapshot.partition_point(|allocation| allocation.base <= address).checked_sub(1);
             let near = before.map(|index| &snapshot[index]).filter(|near| address - near.base < near.size + (1 << 20));
@@ -224,16 +271,21 @@ impl Context<'_> {
                 let past = address - near.base - near.size;
                 format!(", {past} bytes past the end of the {} bytes at {:#x}", near.size, near.base)
             });
-            return Err(Fault::lane(Kind::OutOfBounds, lane, format!("{what}, where no memory is allocated{near}")));
+            return Err(Fault::lane(
+                Kind::OutOfBounds,
+                lane,
+                format!("{}, where no memory is allocated{near}", what()),
+            ));
         };
         let index = snapshot.partition_point(|other| other.base < allocation.base);
         if allocation.is_freed() {
-            let freed = format!("{what}, in {} bytes at {:#x} that were freed", allocation.size, allocation.base);
+            let freed = format!("{}, in {} bytes at {:#x} that were freed", what(), allocation.size, allocation.base);
             return Err(Fault::lane(Kind::UseAfterFree, lane, freed));
         }
         if address + size as u64 > allocation.base + allocation.size {
             let message = format!(
-                "{what}, of which {} lie past the end of the {} bytes at {:#x}",
+                "{}, of which {} lie past the end of the {} bytes at {:#x}",
+                what(),
                 address + size as u64 - allocation.base - allocation.size,
                 allocation.size,
                 allocation.base
@@ -246,7 +298,7 @@ impl Context<'_> {
                     && !self.environment.launch.peers.get(device).is_some_and(|&peer| peer) =>
             {
                 let own = self.environment.launch.device;
-                let message = format!("{what}, memory of device {device} that device {own} has no access to");
+                let message = format!("{}, memory of device {device} that device {own} has no access to", what());
                 Err(Fault::lane(Kind::PeerAccess, lane, message))
             }
             _ => Ok(index),

@@ -1,6 +1,6 @@
 //! Shared memory of a thread block, and what is known of every access: to shared memory, and to that of the device.
 
-use super::context::{Access, LaneBytes};
+use super::context::{Access, LaneBytes, WIDEST};
 use super::launch::{Environment, Launch};
 use super::registers::{Double, LANES, lanes};
 use crate::check::batch::{Batch, Conflict, Other};
@@ -19,10 +19,14 @@ pub struct BlockMemory {
     pub counters: Option<Counters>,
     /// Where in the snapshot the last access to global memory was.
     pub last_allocation: usize,
+    /// Where those before it were, which the launch may reach.
+    pub(crate) earlier_allocations: [usize; 4],
     /// Operations that wrote to memory.
     pub writes: u64,
     /// What a store is about to write, for those who look.
     pub storing: Option<Box<LaneBytes>>,
+    /// Room for the values of the next store.
+    room: Option<Box<LaneBytes>>,
     words: Vec<u64>,
     length: usize,
     threads: u32,
@@ -50,8 +54,10 @@ impl BlockMemory {
             number: 0,
             counters: launch.options.profile.then(|| Counters::new(launch.program.steps.len())),
             last_allocation: usize::MAX,
+            earlier_allocations: [usize::MAX; 4],
             writes: 0,
             storing: None,
+            room: None,
             words: vec![0; length.div_ceil(8)],
             length,
             threads,
@@ -88,11 +94,34 @@ impl BlockMemory {
         self.initialized.is_some() || self.races.is_some()
     }
 
+    /// Whether somebody compares what the lanes of a store write.
+    #[inline(always)]
+    pub(crate) fn compares_values(&self) -> bool {
+        self.races.is_some()
+    }
+
+    /// Room for what a store writes, whatever is in it.
+    pub(crate) fn room_for_values(&mut self) -> Box<LaneBytes> {
+        self.room.take().unwrap_or_else(|| Box::new([[0; WIDEST]; LANES]))
+    }
+
+    /// A store has been looked at.
+    #[inline(always)]
+    pub(crate) fn end_store(&mut self) {
+        if self.storing.is_some() {
+            self.room = self.storing.take();
+        }
+    }
+
     /// Looks at an access of shared memory that is within bounds.
     #[cold]
     pub(crate) fn observe(&mut self, environment: &Environment<'_>, access: &Observed<'_>) {
         if let Some(initialized) = &mut self.initialized {
-            for lane in lanes(access.mask) {
+            let settled = access.settle(access.addresses, |range| initialized.first_unset(range).is_none());
+            if settled == Settled::Written {
+                initialized.set(access.span(access.addresses));
+            }
+            for lane in lanes(if settled == Settled::No { access.mask } else { 0 }) {
                 let range = access.addresses[lane] as usize..access.addresses[lane] as usize + access.size;
                 if access.access.reads() && initialized.first_unset(range.clone()).is_some() {
                     let message =
@@ -122,7 +151,11 @@ impl BlockMemory {
     ) {
         let offsets: Double = access.addresses.map(|address| address.wrapping_sub(allocation.base));
         if let Some(initialized) = &allocation.initialized {
-            for lane in lanes(access.mask) {
+            let settled = access.settle(&offsets, |range| initialized.first_unset(range).is_none());
+            if settled == Settled::Written {
+                initialized.set(access.span(&offsets));
+            }
+            for lane in lanes(if settled == Settled::No { access.mask } else { 0 }) {
                 let range = offsets[lane] as usize..offsets[lane] as usize + access.size;
                 if access.access.reads() && initialized.first_unset(range.clone()).is_some() {
                     let address = access.addresses[lane];
@@ -258,7 +291,42 @@ pub(crate) struct Observed<'a> {
     pub(crate) access: Access,
 }
 
+/// What is clear of an access as a whole, without a look at each lane.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Settled {
+    /// Nothing.
+    No,
+    /// All that is read was written before, and what it writes as well.
+    Nothing,
+    /// It writes one run of bytes, and reads nothing.
+    Written,
+}
+
 impl Observed<'_> {
+    /// From the first byte that any lane accesses to the last one.
+    #[inline]
+    fn span(&self, offsets: &Double) -> std::ops::Range<usize> {
+        let (mut low, mut high) = (u64::MAX, 0);
+        for lane in lanes(self.mask) {
+            (low, high) = (low.min(offsets[lane]), high.max(offsets[lane]));
+        }
+        low as usize..high as usize + self.size
+    }
+
+    /// Whether the access is settled; `written` says whether all of a range was.
+    fn settle(&self, offsets: &Double, written: impl Fn(std::ops::Range<usize>) -> bool) -> Settled {
+        let span = self.span(offsets);
+        if span.len() > LANES * self.size.max(16) {
+            return Settled::No;
+        }
+        let first = offsets[0];
+        let run = |lane: usize| offsets[lane] == first + (lane * self.size) as u64;
+        if !self.access.reads() && self.mask == u32::MAX && (0..LANES).all(run) {
+            return Settled::Written;
+        }
+        if written(span) { Settled::Nothing } else { Settled::No }
+    }
+
     fn batch<'a>(&self, offsets: &'a Double, mask: u32, values: Option<&'a LaneBytes>) -> Batch<'a> {
         let (warp, size, access, pc) = (self.first_thread / LANES, self.size, self.access, self.pc as u32);
         Batch { warp, mask, offsets, size, access, pc, values: values.filter(|_| access == Access::STORE) }
