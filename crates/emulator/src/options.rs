@@ -27,7 +27,8 @@ pub struct Options {
     /// Stream operations wait until somebody synchronizes, and then run in a random order that events and streams
     /// allow; otherwise they run as they are enqueued.
     pub deferred: bool,
-    /// Host threads that run thread blocks; 0 for one a core.
+    /// Host threads that run thread blocks; 0 for one a core, or with [`Options::seed`] for a single one, without which
+    /// the order of a seed is not repeated.
     pub workers: usize,
     /// Warp instructions after which a launch is given up as endless; 0 for never.
     pub instruction_limit: u64,

@@ -3,9 +3,9 @@
 
 use crate::isa::{self, Op};
 use crate::machine::registers::{D, LANES, P, Registers, W};
-use crate::ptx::ast::{Function, Instruction, Module, Operand, Space, Statement, Target, Type, Variable};
+use crate::ptx::ast::{Function, Instruction, Module, Operand, Parameter, Space, Statement, Target, Type, Variable};
 use crate::report::Place;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Where the shared memory of a thread block appears among generic addresses. Below what any process maps.
 pub const SHARED_WINDOW: u64 = 0x0100_0000;
@@ -219,8 +219,9 @@ pub struct Scope<'a> {
     double_constants: HashMap<u64, D>,
     specials: Vec<(Special, W)>,
     parameters: Vec<(usize, usize)>,
-    shared: usize,
-    shared_align: usize,
+    /// Where shared variables lie.
+    shared: Layout<'a>,
+    dynamic_shared: usize,
     local: usize,
     barriers: usize,
     /// The carry flag of extended-precision arithmetic, once something uses it.
@@ -254,8 +255,8 @@ impl<'a> Scope<'a> {
             double_constants: HashMap::new(),
             specials: Vec::new(),
             parameters,
-            shared: 0,
-            shared_align: 16,
+            shared: Layout::default(),
+            dynamic_shared: 0,
             local: 0,
             barriers: 0,
             carry: None,
@@ -442,28 +443,37 @@ impl<'a> Scope<'a> {
         }
     }
 
-    /// A destination of up to 32 bits, and the size of its register in bytes; `_` gives a register that nobody reads.
+    /// A destination of up to 32 bits for a result of type `ty`; `_` gives a register that nobody reads.
+    ///
+    /// # Errors
+    /// If it is not a register, or not of the size of the type.
+    pub fn word_to(&mut self, operand: &Operand, ty: Type) -> Result<W, Reason> {
+        self.sized(operand, ty)?;
+        self.word_to_any(operand)
+    }
+
+    /// [`Scope::word_to`] where the register may be wider than the type, as for `ld` and `cvt`.
     ///
     /// # Errors
     /// If it is not a register of up to 32 bits.
-    pub fn word_to(&mut self, operand: &Operand) -> Result<W, Reason> {
+    pub fn word_to_any(&mut self, operand: &Operand) -> Result<W, Reason> {
         match operand {
-            Operand::Name(name) => self.word_named(name),
+            Operand::Name(name) => match self.find(name) {
+                Some(Symbol::Word(register, _)) => Ok(register),
+                _ => Err(format!("{name} is not a register of up to 32 bits")),
+            },
             Operand::Sink => Ok(self.new_word()),
             _ => Err("a destination register was expected".to_owned()),
         }
     }
 
-    /// The word register of this name; `_` gives a register that nobody reads.
+    /// The destination of this name, as [`Scope::word_to`]; `_` gives a register that nobody reads.
     ///
     /// # Errors
-    /// If it is not one.
-    pub fn word_named(&mut self, name: &str) -> Result<W, Reason> {
-        match self.find(name) {
-            Some(Symbol::Word(register, _)) => Ok(register),
-            None if name == "_" => Ok(self.new_word()),
-            _ => Err(format!("{name} is not a register of up to 32 bits")),
-        }
+    /// If it is not a register, or not of the size of the type.
+    pub fn word_to_named(&mut self, name: &str, ty: Type) -> Result<W, Reason> {
+        let operand = if name == "_" { Operand::Sink } else { Operand::Name(name.to_owned()) };
+        self.word_to(&operand, ty)
     }
 
     /// A 64-bit destination; `_` gives a register that nobody reads.
@@ -594,19 +604,17 @@ impl<'a> Scope<'a> {
         Ok(())
     }
 
+    /// `size` bytes of local memory.
+    fn new_local(&mut self, size: usize, align: usize) -> usize {
+        let start = self.local.next_multiple_of(align.max(1));
+        self.local = start + size;
+        start
+    }
+
     fn declare_variable(&mut self, variable: &Variable) -> Result<(), Reason> {
-        let align = variable.align.max(1);
         let address = match (variable.space, variable.size) {
-            (Space::Shared, Some(size)) => {
-                let start = self.shared.next_multiple_of(align);
-                self.shared = start + size;
-                start
-            }
-            (Space::Local | Space::Parameter, Some(size)) => {
-                let start = self.local.next_multiple_of(align);
-                self.local = start + size;
-                start
-            }
+            (Space::Shared, Some(_)) => self.shared.address(variable),
+            (Space::Local | Space::Parameter, Some(size)) => self.new_local(size, variable.align),
             _ => return Err("a variable of this space cannot be declared in a function".to_owned()),
         };
         let space = if variable.space == Space::Parameter { Space::Local } else { variable.space };
@@ -619,22 +627,18 @@ impl<'a> Scope<'a> {
     }
 
     fn kernel(&mut self, entry: &'a Function) -> Result<(), DecodeError> {
-        // Shared variables of the module are laid out first, so that device functions that are inlined find them too.
-        let mut dynamic = Vec::new();
-        for variable in self.module.variables.iter().filter(|variable| variable.space == Space::Shared) {
-            match variable.size {
-                Some(_) => self
-                    .declare_variable(variable)
-                    .map_err(|reason| Self::error(variable.line, variable.name.clone(), reason))?,
-                None => dynamic.push(variable),
-            }
-        }
-        // Shared variables of the body may only be known once it is decoded, so they are measured beforehand.
-        let own = shared_bytes(self.module, entry, self.shared, &mut Vec::new());
-        let align = dynamic.iter().map(|variable| variable.align).fold(16, usize::max);
-        self.shared_align = own.next_multiple_of(align);
-        for variable in dynamic {
-            self.declare(&variable.name, Symbol::Variable(Space::Shared, self.shared_align as u64));
+        // What the launch gives comes after what is declared, so all of that is laid out first.
+        let shared = || self.module.variables.iter().filter(|variable| variable.space == Space::Shared);
+        self.shared = Layout::of(self.module, entry);
+        let dynamic = shared().filter(|variable| variable.size.is_none());
+        let align = dynamic.map(|variable| variable.align).fold(16, usize::max);
+        self.dynamic_shared = self.shared.end.next_multiple_of(align);
+        for variable in shared() {
+            let address = match variable.size {
+                Some(_) => self.shared.address(variable),
+                None => self.dynamic_shared,
+            };
+            self.declare(&variable.name, Symbol::Variable(Space::Shared, address as u64));
         }
         for (parameter, &(offset, _)) in entry.parameters.iter().zip(&self.parameters.clone()) {
             self.declare(&parameter.name, Symbol::Parameter(offset as u64));
@@ -757,18 +761,25 @@ impl<'a> Scope<'a> {
                 function.returns.len()
             )));
         }
-        let end = self.new_label();
+        let (end, after) = (self.new_label(), self.new_label());
         if let Some((predicate, negated)) = guard {
             // Lanes outside of the guard skip the body.
-            self.push(isa::control::branch(end), Some((predicate, !negated)), place.clone());
+            self.push(isa::control::branch(after), Some((predicate, !negated)), place.clone());
         }
+        // Parameters are the function's own, so that what it does to them does not reach the caller.
+        self.names.push(HashMap::new());
         let mut names = HashMap::new();
-        let given = results.iter().zip(&function.returns).chain(arguments.iter().zip(&function.parameters));
-        for (operand, parameter) in given {
-            let Operand::Name(outer) = operand else {
-                return Err(fail(format!("{operand:?} given to {name}: only registers and .param variables can be")));
-            };
-            let symbol = self.find(outer).ok_or_else(|| fail(format!("there is no {outer}")))?;
+        for (operand, parameter) in arguments.iter().zip(&function.parameters) {
+            let (symbol, copy) = self.parameter(operand, parameter).map_err(fail)?;
+            if let Some([take, _]) = copy {
+                self.copy(&take, place).map_err(fail)?;
+            }
+            names.insert(parameter.name.clone(), symbol);
+        }
+        let mut given_back = Vec::new();
+        for (operand, parameter) in results.iter().zip(&function.returns) {
+            let (symbol, copy) = self.parameter(operand, parameter).map_err(fail)?;
+            given_back.extend(copy.map(|[_, give]| give));
             names.insert(parameter.name.clone(), symbol);
         }
         // The body sees its parameters and the module, nothing of the caller.
@@ -781,7 +792,70 @@ impl<'a> Scope<'a> {
         self.calls.pop();
         self.names = outer;
         self.place_label(end);
+        for give in given_back {
+            self.copy(&give, place).map_err(fail)?;
+        }
+        self.names.pop();
+        self.place_label(after);
         Ok(true)
+    }
+
+    /// What a parameter of a function stands for when `operand` is given for it, and where that is a copy, the
+    /// instructions that take it from the operand and give it back.
+    fn parameter(
+        &mut self,
+        operand: &Operand,
+        parameter: &Parameter,
+    ) -> Result<(Symbol, Option<[Instruction; 2]>), Reason> {
+        let outer = match operand {
+            Operand::Name(name) => self.find(name),
+            _ => None,
+        };
+        // No name in a program has a colon.
+        let own = format!("call:{}", parameter.name);
+        let instruction = |opcode: &str, modifiers: &[&str], operands: [Operand; 2]| Instruction {
+            guard: None,
+            opcode: opcode.to_owned(),
+            modifiers: modifiers.iter().map(|&name| name.to_owned()).collect(),
+            operands: operands.into(),
+            line: 0,
+        };
+        let size = parameter.register.map_or(parameter.size, Type::size);
+        let bits = match (parameter.register, size) {
+            (Some(Type::Pred), _) => "pred",
+            (_, 1) => "b8",
+            (_, 2) => "b16",
+            (_, 4) => "b32",
+            (_, 8) => "b64",
+            _ => "",
+        };
+        match (parameter.register, outer) {
+            (None, Some(variable @ Symbol::Variable(Space::Local, _))) => Ok((variable, None)),
+            (Some(_), Some(Symbol::Variable(..) | Symbol::Parameter(_))) => {
+                Err(format!("a variable given for the register {}", parameter.name))
+            }
+            (Some(ty), _) => {
+                self.declare_register(ty, &own)?;
+                let name = Operand::Name(own.clone());
+                let take = instruction("mov", &[bits], [name.clone(), operand.clone()]);
+                let give = instruction("mov", &[bits], [operand.clone(), name]);
+                Ok((self.find(&own).ok_or("a parameter was expected")?, Some([take, give])))
+            }
+            (None, _) => {
+                let symbol = Symbol::Variable(Space::Local, self.new_local(size, parameter.align.max(16)) as u64);
+                self.declare(&own, symbol.clone());
+                let address = Operand::Address(Some(own), 0);
+                let take = instruction("st", &["param", bits], [address.clone(), operand.clone()]);
+                let give = instruction("ld", &["param", bits], [operand.clone(), address]);
+                Ok((symbol, Some([take, give])))
+            }
+        }
+    }
+
+    fn copy(&mut self, instruction: &Instruction, place: &Place) -> Result<(), Reason> {
+        let op = isa::decode(self, instruction)?;
+        self.push(op, None, place.clone());
+        Ok(())
     }
 
     fn finish(mut self, entry: &Function) -> Result<Program, DecodeError> {
@@ -798,8 +872,8 @@ impl<'a> Scope<'a> {
             registers: self.registers,
             specials: self.specials,
             parameters: self.parameters,
-            static_shared: self.shared,
-            dynamic_offset: self.shared_align,
+            static_shared: self.shared.end,
+            dynamic_offset: self.dynamic_shared,
             local: self.local.next_multiple_of(16),
             max_threads: entry.max_threads.or(entry.required_threads).map_or(1024, threads),
             required_threads: entry.required_threads,
@@ -821,31 +895,77 @@ pub(crate) fn call_operands(operands: &[Operand]) -> Result<(&[Operand], &str, &
     }
 }
 
-/// The end of the shared variables of a function and of those it calls, laid out from `start` on in the order in which
-/// they are decoded.
-fn shared_bytes<'a>(module: &'a Module, function: &'a Function, start: usize, calls: &mut Vec<&'a str>) -> usize {
-    fn walk<'a>(module: &'a Module, statements: &'a [Statement], mut end: usize, calls: &mut Vec<&'a str>) -> usize {
+/// Where the shared variables of a kernel lie: those of its body, of the functions it calls (each once, however often it
+/// is called), and those of the module that it names.
+#[derive(Debug, Default)]
+struct Layout<'a> {
+    /// By the variable itself: names may repeat.
+    addresses: HashMap<*const Variable, usize>,
+    end: usize,
+    functions: Vec<&'a str>,
+    names: HashSet<&'a str>,
+}
+
+impl<'a> Layout<'a> {
+    fn of(module: &'a Module, entry: &'a Function) -> Self {
+        let mut layout = Self::default();
+        layout.function(module, entry);
+        for variable in &module.variables {
+            if variable.space == Space::Shared && layout.names.contains(variable.name.as_str()) {
+                layout.add(variable);
+            }
+        }
+        layout
+    }
+
+    /// The address of a variable; that of one which is not named does not matter.
+    fn address(&self, variable: &Variable) -> usize {
+        self.addresses.get(&std::ptr::from_ref(variable)).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, variable: &Variable) {
+        let start = self.end.next_multiple_of(variable.align.max(1));
+        self.end = start + variable.size.unwrap_or(0);
+        self.addresses.insert(std::ptr::from_ref(variable), start);
+    }
+
+    fn function(&mut self, module: &'a Module, function: &'a Function) {
+        if !self.functions.contains(&function.name.as_str()) {
+            self.functions.push(&function.name);
+            self.statements(module, function.body.as_deref().unwrap_or_default());
+        }
+    }
+
+    fn statements(&mut self, module: &'a Module, statements: &'a [Statement]) {
         for statement in statements {
             match statement {
-                Statement::Variable(variable) if variable.space == Space::Shared => {
-                    end = end.next_multiple_of(variable.align.max(1)) + variable.size.unwrap_or(0);
-                }
-                Statement::Scope(inner) => end = walk(module, inner, end, calls),
-                Statement::Instruction(instruction) if instruction.opcode == "call" => {
-                    let Ok((_, name, _)) = call_operands(&instruction.operands) else { continue };
-                    if let Some(callee) = module.functions.iter().find(|f| f.name == name && f.body.is_some())
-                        && !calls.contains(&name)
+                Statement::Variable(variable) if variable.space == Space::Shared => self.add(variable),
+                Statement::Scope(inner) => self.statements(module, inner),
+                Statement::Instruction(instruction) => {
+                    instruction.operands.iter().for_each(|operand| self.operand(operand));
+                    let name = call_operands(&instruction.operands).map(|(_, name, _)| name);
+                    if instruction.opcode == "call"
+                        && let Some(callee) = module.functions.iter().find(|f| Ok(f.name.as_str()) == name)
                     {
-                        end = shared_bytes(module, callee, end, calls);
+                        self.function(module, callee);
                     }
                 }
                 _ => {}
             }
         }
-        end
     }
-    calls.push(&function.name);
-    let end = walk(module, function.body.as_deref().unwrap_or_default(), start, calls);
-    calls.pop();
-    end
+
+    fn operand(&mut self, operand: &'a Operand) {
+        match operand {
+            Operand::Name(name) | Operand::Offset(name, _) | Operand::Address(Some(name), _) => {
+                self.names.insert(name);
+            }
+            Operand::Vector(inner) | Operand::List(inner) => inner.iter().for_each(|operand| self.operand(operand)),
+            Operand::Tensor(map, inner) => {
+                self.operand(map);
+                inner.iter().for_each(|operand| self.operand(operand));
+            }
+            _ => {}
+        }
+    }
 }

@@ -1,14 +1,15 @@
 //! Atomic read-modify-write operations: `atom` and `red`, in global and shared memory.
 
 use super::Decoded;
+use super::float::Extreme;
 use super::memory::{Register, addresses, is_hint, reach, space};
+use super::rounding::{bf16_to_f32, canonical, f16_to_f32, f32_to_bf16, f32_to_f16, flush};
 use crate::check::clocks::{Order, Touch};
 use crate::machine::Fault;
 use crate::machine::context::{Access, Context, Where};
 use crate::machine::registers::{Double, LANES, lanes};
-use crate::program::{Address, Reason, Scope};
+use crate::program::{Address, LOCAL_WINDOW, Reason, SHARED_WINDOW, Scope};
 use crate::ptx::ast::{Instruction, Operand, Space, Type};
-use half::{bf16, f16};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// What is done to the old value.
@@ -97,6 +98,13 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
     if let (Where::Generic, Some(Space::Global | Space::Shared)) = (at, named) {
         at = named.map_or(at, Where::In);
     }
+    if !matches!(at, Where::Generic | Where::In(Space::Global | Space::Shared)) {
+        return Err("atomic operations take global or shared memory".to_owned());
+    }
+    if count > 1 && (operation == Operation::CompareAndSwap || !is_vector(ty, count) || at == Where::In(Space::Shared))
+    {
+        return Err(format!("{operation:?} is not defined for vectors of {count} {ty:?} here"));
+    }
     let sources = elements(value, count, |operand| source(scope, operand, ty))?;
     let swap = match (operation, rest) {
         (Operation::CompareAndSwap, [swap, ..]) => Some(source(scope, swap, ty)?),
@@ -108,7 +116,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         Some(operand) => elements(operand, count, |operand| {
             Ok(match ty.size() {
                 8 => Register::Double(scope.double_to(operand)?),
-                _ => Register::Word(scope.word_to(operand)?),
+                _ => Register::Word(scope.word_to(operand, ty)?),
             })
         })?,
     };
@@ -147,15 +155,24 @@ fn source(scope: &mut Scope<'_>, operand: &Operand, ty: Type) -> Result<Register
 /// The types of each operation (PTX ISA, `atom`).
 fn is_defined(operation: Operation, ty: Type) -> bool {
     use Operation::{Add, And, CompareAndSwap, Dec, Exchange, Inc, Max, Min, Or, Xor};
+    let integer = matches!(ty, Type::U32 | Type::S32 | Type::U64 | Type::S64);
+    let half = matches!(ty, Type::F16 | Type::F16x2 | Type::Bf16 | Type::Bf16x2);
     match operation {
-        Add => !matches!(ty, Type::B8 | Type::B16 | Type::B32 | Type::B64 | Type::S8 | Type::U8 | Type::Tf32),
+        Add => integer || half || matches!(ty, Type::F32 | Type::F64),
         Inc | Dec => ty == Type::U32,
-        Min | Max => {
-            matches!(ty, Type::U32 | Type::S32 | Type::U64 | Type::S64)
-                || matches!(ty, Type::F16 | Type::F16x2 | Type::Bf16 | Type::Bf16x2)
-        }
+        Min | Max => integer || half,
         And | Or | Xor | Exchange => matches!(ty, Type::B32 | Type::B64),
         CompareAndSwap => matches!(ty, Type::B16 | Type::B32 | Type::B64),
+    }
+}
+
+/// Whether there are vectors of so many elements (PTX ISA, `atom`: singles up to four, pairs of halves too, halves up to
+/// eight).
+fn is_vector(ty: Type, count: usize) -> bool {
+    match ty {
+        Type::F32 | Type::F16x2 | Type::Bf16x2 => count <= 4,
+        Type::F16 | Type::Bf16 => count <= 8,
+        _ => false,
     }
 }
 
@@ -167,6 +184,7 @@ impl Op {
     pub fn execute(&self, context: &mut Context<'_>, mask: u32) -> Result<(), Fault> {
         let addresses = addresses(context, &self.address);
         let size = self.ty.size();
+        let writes = context.block.writes;
         let pointers = context.locate(mask, self.at, &addresses, size * self.sources.len(), self.access)?;
         let values = |register: &Register| -> Double {
             match register {
@@ -175,21 +193,32 @@ impl Op {
             }
         };
         let swap = self.swap.as_ref().map(values);
+        // An operation that leaves everything as it was is nothing that anybody could wait for.
+        let mut changes = false;
         let mut results = Vec::with_capacity(self.sources.len());
         for (index, source) in self.sources.iter().enumerate() {
             let operands = values(source);
             let mut old = [0; LANES];
             for lane in lanes(mask) {
+                // PTX ISA, `atom`: an addition of singles flushes subnormals in global memory and keeps them in shared.
+                let ftz = match self.at {
+                    Where::In(space) => space == Space::Global,
+                    Where::Generic => !(SHARED_WINDOW..LOCAL_WINDOW).contains(&addresses[lane]),
+                };
                 let change = |old: u64| match &swap {
                     Some(new) => (old == operands[lane]).then_some(new[lane]),
-                    None => Some(apply(self.operation, self.ty, old, operands[lane])),
+                    None => Some(apply(self.operation, self.ty, ftz, old, operands[lane])),
                 };
                 let pointer = pointers[lane].wrapping_add(index * size);
                 // SAFETY: `locate` gave a pointer to the bytes of all elements for every lane in the mask, aligned to
                 // their size; other threads of the host reach them by atomic operations or race in the program itself.
                 old[lane] = unsafe { update(pointer, size, change) };
+                changes |= change(old[lane]).is_some_and(|new| new != old[lane]);
             }
             results.push(old);
+        }
+        if !changes {
+            context.block.writes = writes;
         }
         for (destination, old) in self.destinations.iter().zip(&results) {
             match *destination {
@@ -223,51 +252,58 @@ unsafe fn update(pointer: *mut u8, size: usize, change: impl Fn(u64) -> Option<u
     }
 }
 
-/// f of two half-precision numbers, in f32, which rounds a sum once more without harm: 24 ≥ 2·11 + 2 bits.
-fn binary16(f: fn(f32, f32) -> f32) -> impl Fn(u16, u16) -> u16 {
-    move |a, b| f16::from_f32(f(f16::from_bits(a).to_f32(), f16::from_bits(b).to_f32())).to_bits()
+/// f of two half-precision numbers as singles, where a sum that is rounded once more comes to no harm: 24 ≥ 2·11 + 2
+/// bits.
+fn binary16(f: impl Fn(f32, f32) -> f32) -> impl Fn(u32, u32) -> u32 {
+    move |a, b| f32_to_f16(f(f16_to_f32(a & 0xffff), f16_to_f32(b & 0xffff)))
 }
 
 /// As [`binary16`].
-fn bfloat16(f: fn(f32, f32) -> f32) -> impl Fn(u16, u16) -> u16 {
-    move |a, b| bf16::from_f32(f(bf16::from_bits(a).to_f32(), bf16::from_bits(b).to_f32())).to_bits()
+fn bfloat16(f: impl Fn(f32, f32) -> f32) -> impl Fn(u32, u32) -> u32 {
+    move |a, b| f32_to_bf16(f(bf16_to_f32(a & 0xffff), bf16_to_f32(b & 0xffff))) & 0xffff
 }
 
 /// f on both halves of a word.
-fn halves(a: u32, b: u32, f: impl Fn(u16, u16) -> u16) -> u64 {
-    u64::from(f(a as u16, b as u16)) | u64::from(f((a >> 16) as u16, (b >> 16) as u16)) << 16
+fn halves(a: u32, b: u32, f: impl Fn(u32, u32) -> u32) -> u32 {
+    f(a & 0xffff, b & 0xffff) | f(a >> 16, b >> 16) << 16
 }
 
-/// f on floating-point operands, in f32 for types of up to 32 bits; `None` for integers.
-fn floating(ty: Type, old: u64, operand: u64, f: fn(f32, f32) -> f32, g: fn(f64, f64) -> f64) -> Option<u64> {
-    let (a, b) = (old as u32, operand as u32);
-    Some(match ty {
-        Type::F16 => u64::from(binary16(f)(a as u16, b as u16)),
+/// f on halves; `None` for any other type.
+fn half(ty: Type, a: u32, b: u32, f: impl Fn(f32, f32) -> f32) -> Option<u64> {
+    Some(u64::from(match ty {
+        Type::F16 => binary16(f)(a, b),
         Type::F16x2 => halves(a, b, binary16(f)),
-        Type::Bf16 => u64::from(bfloat16(f)(a as u16, b as u16)),
+        Type::Bf16 => bfloat16(f)(a, b),
         Type::Bf16x2 => halves(a, b, bfloat16(f)),
-        Type::F32 => u64::from(f(f32::from_bits(a), f32::from_bits(b)).to_bits()),
-        Type::F64 => g(f64::from_bits(old), f64::from_bits(operand)).to_bits(),
         _ => return None,
-    })
+    }))
 }
 
-/// The new value.
-fn apply(operation: Operation, ty: Type, old: u64, operand: u64) -> u64 {
+/// The new value; with `ftz`, subnormal singles are zeros.
+fn apply(operation: Operation, ty: Type, ftz: bool, old: u64, operand: u64) -> u64 {
     let (a, b) = (old as u32, operand as u32);
+    let extreme = |max: bool| {
+        let extreme = Extreme { max, nan: false, abs: false, xorsign: false, ftz: false };
+        half(ty, a, b, |a, b| extreme.of(a, b))
+    };
     match operation {
-        Operation::Add => floating(ty, old, operand, |a, b| a + b, |a, b| a + b).unwrap_or_else(|| match ty.size() {
-            8 => old.wrapping_add(operand),
-            _ => u64::from(a.wrapping_add(b)),
-        }),
+        Operation::Add => match ty {
+            Type::F32 => {
+                let single = |bits: u32| flush(f32::from_bits(bits), ftz);
+                u64::from(canonical(flush(single(a) + single(b), ftz)))
+            }
+            Type::F64 => (f64::from_bits(old) + f64::from_bits(operand)).to_bits(),
+            Type::U64 | Type::S64 => old.wrapping_add(operand),
+            _ => half(ty, a, b, |a, b| a + b).unwrap_or_else(|| u64::from(a.wrapping_add(b))),
+        },
         Operation::Inc => u64::from(if a >= b { 0 } else { a + 1 }),
         Operation::Dec => u64::from(if a == 0 || a > b { b } else { a - 1 }),
-        Operation::Min => floating(ty, old, operand, f32::min, f64::min).unwrap_or_else(|| match ty {
+        Operation::Min => extreme(false).unwrap_or_else(|| match ty {
             Type::S32 => u64::from((a as i32).min(b as i32) as u32),
             Type::S64 => (old as i64).min(operand as i64) as u64,
             _ => old.min(operand),
         }),
-        Operation::Max => floating(ty, old, operand, f32::max, f64::max).unwrap_or_else(|| match ty {
+        Operation::Max => extreme(true).unwrap_or_else(|| match ty {
             Type::S32 => u64::from((a as i32).max(b as i32) as u32),
             Type::S64 => (old as i64).max(operand as i64) as u64,
             _ => old.max(operand),

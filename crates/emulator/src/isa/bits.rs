@@ -176,7 +176,7 @@ fn logic(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<O
                 Logic::Or => Word2::Or,
                 Logic::Xor => Word2::Xor,
             };
-            Op::Word2(kind, scope.word_to(d)?, scope.word(a, ty)?, scope.word(b, ty)?)
+            Op::Word2(kind, scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, ty)?)
         }
         _ => return no_type(instruction),
     })
@@ -202,7 +202,7 @@ fn unary(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<O
         ("brev", Type::B32) => Word1::Brev,
         _ => return no_type(instruction),
     };
-    Ok(Op::Word1(word, scope.word_to(d)?, scope.word(a, ty)?))
+    Ok(Op::Word1(word, scope.word_to(d, ty)?, scope.word(a, ty)?))
 }
 
 fn count(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<Op, Reason> {
@@ -218,7 +218,7 @@ fn count(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<O
         ("bfind", Type::S32 | Type::S64, true) => Count::FindShiftS,
         _ => return no_type(instruction),
     };
-    let d = scope.word_to(d)?;
+    let d = scope.word_to(d, Type::U32)?;
     if ty.size() == 8 {
         return Ok(Op::Count(kind, d, scope.double(a, ty)?));
     }
@@ -252,7 +252,7 @@ fn shift(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<O
         (false, Type::S32) => Word2::RightS32,
         _ => return no_type(instruction),
     };
-    Ok(Op::Word2(kind, scope.word_to(d)?, scope.word(a, ty)?, b))
+    Ok(Op::Word2(kind, scope.word_to(d, ty)?, scope.word(a, ty)?, b))
 }
 
 fn extract(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<Op, Reason> {
@@ -260,8 +260,8 @@ fn extract(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result
     let [d, a, b, c] = operands(instruction)?;
     let (b, c) = (scope.word(b, Type::U32)?, scope.word(c, Type::U32)?);
     Ok(match ty {
-        Type::U32 => Op::Word3(Word3::ExtractU, scope.word_to(d)?, scope.word(a, ty)?, b, c),
-        Type::S32 => Op::Word3(Word3::ExtractS, scope.word_to(d)?, scope.word(a, ty)?, b, c),
+        Type::U32 => Op::Word3(Word3::ExtractU, scope.word_to(d, ty)?, scope.word(a, ty)?, b, c),
+        Type::S32 => Op::Word3(Word3::ExtractS, scope.word_to(d, ty)?, scope.word(a, ty)?, b, c),
         Type::U64 | Type::S64 => Op::Extract(ty.is_signed(), scope.double_to(d)?, scope.double(a, ty)?, b, c),
         _ => return no_type(instruction),
     })
@@ -272,7 +272,7 @@ fn insert(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<
     let [d, a, b, c, length] = operands(instruction)?;
     let (c, length) = (scope.word(c, Type::U32)?, scope.word(length, Type::U32)?);
     Ok(match ty {
-        Type::B32 => Op::Insert(scope.word_to(d)?, scope.word(a, ty)?, scope.word(b, ty)?, c, length),
+        Type::B32 => Op::Insert(scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, ty)?, c, length),
         Type::B64 => Op::InsertDouble(scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?, c, length),
         _ => return no_type(instruction),
     })
@@ -292,13 +292,13 @@ fn lop3(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<Op
     if !instruction.has("or") && !instruction.has("and") {
         let [d, a, b, c, lookup] = operands(instruction)?;
         let (a, b, c) = (scope.word(a, ty)?, scope.word(b, ty)?, scope.word(c, ty)?);
-        return Ok(Op::Word3(Word3::Logic(table(lookup)?), scope.word_to(d)?, a, b, c));
+        return Ok(Op::Word3(Word3::Logic(table(lookup)?), scope.word_to(d, ty)?, a, b, c));
     }
     let [pair, a, b, c, lookup, q] = operands(instruction)?;
     let Operand::Pair(d, p) = pair else { return Err("a register and a predicate were expected: d|p".to_owned()) };
     Ok(Op::LogicTest {
         table: table(lookup)?,
-        d: scope.word_named(d)?,
+        d: scope.word_to_named(d, ty)?,
         a: scope.word(a, ty)?,
         b: scope.word(b, ty)?,
         c: scope.word(c, ty)?,
@@ -318,7 +318,7 @@ fn mask(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<Op
         ("szext", false, true, Type::U32 | Type::S32) => Word2::ExtendWrap(ty.is_signed()),
         _ => return no_type(instruction),
     };
-    Ok(Op::Word2(kind, scope.word_to(d)?, scope.word(a, ty)?, scope.word(b, Type::U32)?))
+    Ok(Op::Word2(kind, scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, Type::U32)?))
 }
 
 fn word3(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<Op, Reason> {
@@ -342,7 +342,7 @@ fn word3(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<O
         (opcode, names) => return Err(format!("{opcode} has no mode .{}", names.join("."))),
     };
     let [d, a, b, c] = operands(instruction)?;
-    Ok(Op::Word3(kind, scope.word_to(d)?, scope.word(a, ty)?, scope.word(b, ty)?, scope.word(c, ty)?))
+    Ok(Op::Word3(kind, scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, ty)?, scope.word(c, ty)?))
 }
 
 /// Bit i of the table answers for the bits of a, b and c that read `abc` = i: one choice by c, then by b, then by a.

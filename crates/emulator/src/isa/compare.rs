@@ -250,7 +250,7 @@ fn set(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
     let (d, a, b, c) = two_and_predicate(instruction)?;
     let comparison = comparison(scope, instruction, from, a, b)?;
     let combine = combination(scope, instruction, c)?;
-    Ok(Op::Set { comparison, combine, d: scope.word_to(d)?, value, packed })
+    Ok(Op::Set { comparison, combine, d: scope.word_to(d, to)?, value, packed })
 }
 
 fn select(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
@@ -263,7 +263,7 @@ fn select(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason
             Op::SelectDouble(scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?, p)
         }
         Type::B16 | Type::U16 | Type::S16 | Type::B32 | Type::U32 | Type::S32 | Type::F32 => {
-            Op::SelectWord(scope.word_to(d)?, scope.word(a, ty)?, scope.word(b, ty)?, p)
+            Op::SelectWord(scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, ty)?, p)
         }
         _ => return no_type(instruction),
     })
@@ -286,7 +286,7 @@ fn choose(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason
             Op::ChooseDouble(scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?, c, sign)
         }
         Type::B16 | Type::U16 | Type::S16 | Type::B32 | Type::U32 | Type::S32 | Type::F32 => {
-            Op::ChooseWord(scope.word_to(d)?, scope.word(a, ty)?, scope.word(b, ty)?, c, sign)
+            Op::ChooseWord(scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, ty)?, c, sign)
         }
         _ => return no_type(instruction),
     })

@@ -129,7 +129,7 @@ fn barrier(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reaso
         other => (scope.predicate(other)?, false),
     };
     let kind = if instruction.has("popc") {
-        BarrierKind::Count(scope.word_to(destination)?, predicate, negated)
+        BarrierKind::Count(scope.word_to(destination, Type::U32)?, predicate, negated)
     } else if instruction.has("and") {
         BarrierKind::All(scope.predicate_to(destination)?, predicate, negated)
     } else if instruction.has("or") {

@@ -201,7 +201,7 @@ fn destination(scope: &mut Scope<'_>, operand: &Operand, ty: Type) -> Result<To,
     match scope.register_type(operand).map_or(ty.size(), Type::size) {
         own if own < ty.size() => Err("the destination is too small for the type".to_owned()),
         8 => Ok(To::Double(scope.double_to(operand)?)),
-        own => Ok(To::Word(scope.word_to(operand)?, u32::MAX >> (32 - 8 * own as u32))),
+        own => Ok(To::Word(scope.word_to_any(operand)?, u32::MAX >> (32 - 8 * own as u32))),
     }
 }
 
@@ -314,7 +314,7 @@ fn pair(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Option<Op>, 
             let to = if *to == "f16x2" { Float::F16 } else { Float::Bf16 };
             let style = Style { mode, integral: false, ftz: false, sat: false, relu, satfinite };
             let (a, b) = (scope.word(a, Type::F32)?, scope.word(b, Type::F32)?);
-            Op::Pair { d: scope.word_to(d)?, a, b, to, style }
+            Op::Pair { d: scope.word_to(d, Type::B32)?, a, b, to, style }
         }
         [to @ ("e4m3x2" | "e5m2x2"), "f32"] => {
             check(instruction, &["rn", "relu", "satfinite", to], 1)?;
@@ -323,13 +323,13 @@ fn pair(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Option<Op>, 
             let style =
                 Style { mode: Rounding::Nearest, integral: false, ftz: false, sat: false, relu, satfinite: true };
             let (a, b) = (scope.word(a, Type::F32)?, scope.word(b, Type::F32)?);
-            Op::Pair { d: two_bytes(scope, d)?, a, b, to: short(to), style }
+            Op::Pair { d: scope.word_to(d, Type::B16)?, a, b, to: short(to), style }
         }
         [to @ ("e4m3x2" | "e5m2x2"), "f16x2"] => {
             check(instruction, &["rn", "relu", "satfinite", to], 1)?;
             need_rn_satfinite(instruction)?;
             let [d, a] = operands(instruction)?;
-            Op::Shorten { d: two_bytes(scope, d)?, a: scope.word(a, Type::F16x2)?, to: short(to), relu }
+            Op::Shorten { d: scope.word_to(d, Type::B16)?, a: scope.word(a, Type::F16x2)?, to: short(to), relu }
         }
         ["f16x2", from @ ("e4m3x2" | "e5m2x2")] => {
             check(instruction, &["rn", "relu", from], 1)?;
@@ -337,7 +337,7 @@ fn pair(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Option<Op>, 
                 return Err("cvt from bytes takes .rn".to_owned());
             }
             let [d, a] = operands(instruction)?;
-            Op::Lengthen { d: scope.word_to(d)?, a: scope.word(a, Type::B16)?, from: short(from), relu }
+            Op::Lengthen { d: scope.word_to(d, Type::B32)?, a: scope.word(a, Type::B16)?, from: short(from), relu }
         }
         _ => return Ok(None),
     }))
@@ -348,14 +348,6 @@ fn need_rn_satfinite(instruction: &Instruction) -> Result<(), Reason> {
         Ok(())
     } else {
         Err("cvt to bytes takes .rn.satfinite".to_owned())
-    }
-}
-
-/// A destination of 16 bits.
-fn two_bytes(scope: &mut Scope<'_>, operand: &Operand) -> Result<W, Reason> {
-    match scope.register_type(operand) {
-        Some(own) if own.size() != 2 => Err("two bytes go into a 16-bit register".to_owned()),
-        _ => scope.word_to(operand),
     }
 }
 
@@ -385,7 +377,7 @@ fn pack(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> 
         (d, a, b, None)
     };
     let c = c.map(|c| scope.word(c, Type::B32)).transpose()?;
-    Ok(Op::Pack { d: scope.word_to(d)?, a: scope.word(a, Type::S32)?, b: scope.word(b, Type::S32)?, c, to })
+    Ok(Op::Pack { d: scope.word_to(d, Type::B32)?, a: scope.word(a, Type::S32)?, b: scope.word(b, Type::S32)?, c, to })
 }
 
 /// The sources of all lanes as doubles, extended as `ty` says.

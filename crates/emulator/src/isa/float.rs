@@ -235,7 +235,7 @@ fn single(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Option<Op>
             need_one(instruction, &MODES)?;
             let [d, a, b, c] = operands(instruction)?;
             let style = Style::decode(instruction)?;
-            let d = scope.word_to(d)?;
+            let d = scope.word_to(d, ty)?;
             return Ok(Some(Op::Fma(style, d, scope.word(a, ty)?, scope.word(b, ty)?, scope.word(c, ty)?)));
         }
         "min" | "max" => return extreme(scope, instruction).map(Some),
@@ -271,7 +271,7 @@ fn single(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Option<Op>
         }
         _ => return Ok(None),
     };
-    Ok(Some(Op::One(kind, Style::decode(instruction)?, scope.word_to(d)?, scope.word(a, ty)?)))
+    Ok(Some(Op::One(kind, Style::decode(instruction)?, scope.word_to(d, ty)?, scope.word(a, ty)?)))
 }
 
 fn two(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
@@ -298,7 +298,7 @@ fn two(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
     };
     let [d, a, b] = operands(instruction)?;
     let style = Style::decode(instruction)?;
-    Ok(Op::Two(kind, style, scope.word_to(d)?, scope.word(a, Type::F32)?, scope.word(b, Type::F32)?))
+    Ok(Op::Two(kind, style, scope.word_to(d, Type::F32)?, scope.word(a, Type::F32)?, scope.word(b, Type::F32)?))
 }
 
 fn extreme(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
@@ -316,7 +316,7 @@ fn extreme(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reaso
         return Err(format!("{} of two takes .xorsign.abs, of three .abs", instruction.opcode));
     }
     let c = c.map(|c| scope.word(c, Type::F32)).transpose()?;
-    Ok(Op::Extreme(kind, scope.word_to(d)?, scope.word(a, Type::F32)?, scope.word(b, Type::F32)?, c))
+    Ok(Op::Extreme(kind, scope.word_to(d, Type::F32)?, scope.word(a, Type::F32)?, scope.word(b, Type::F32)?, c))
 }
 
 #[inline(always)]

@@ -130,7 +130,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         }
     };
     let (a, b, c) = (source(a)?, source(b)?, source(c)?);
-    Ok(Some(super::Op::Half(Op { kind, format, style, d: scope.word_to(d)?, a, b, c })))
+    Ok(Some(super::Op::Half(Op { kind, format, style, d: scope.word_to(d, ty)?, a, b, c })))
 }
 
 /// What the two formats do differently. Bits are those of one number, in the low half of a word.

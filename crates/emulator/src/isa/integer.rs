@@ -229,7 +229,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
                 Op::Double2(kind, scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?)
             } else {
                 let kind = if packed { packed2(instruction)? } else { word2(instruction, ty)? };
-                Op::Word2(kind, scope.word_to(d)?, scope.word(a, ty)?, scope.word(b, ty)?)
+                Op::Word2(kind, scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, ty)?)
             }
         }
         "mad" | "mad24" | "sad" => {
@@ -241,7 +241,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
                 Op::Double3(kind, d, scope.double(a, ty)?, scope.double(b, ty)?, scope.double(c, ty)?)
             } else {
                 let kind = word3(instruction, ty)?;
-                Op::Word3(kind, scope.word_to(d)?, scope.word(a, ty)?, scope.word(b, ty)?, scope.word(c, ty)?)
+                Op::Word3(kind, scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, ty)?, scope.word(c, ty)?)
             }
         }
         "dp4a" | "dp2a" => {
@@ -258,7 +258,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
                 Word3::Dp2a(first.is_signed(), second.is_signed(), high(instruction)?)
             };
             let [d, a, b, c] = operands(instruction)?;
-            Op::Word3(kind, scope.word_to(d)?, scope.word(a, ty)?, scope.word(b, ty)?, scope.word(c, ty)?)
+            Op::Word3(kind, scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, ty)?, scope.word(c, ty)?)
         }
         _ => return Ok(None),
     };
@@ -289,7 +289,7 @@ fn unary(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<O
         }
         _ => return no_type(instruction),
     };
-    Ok(Op::Word1(kind, scope.word_to(d)?, scope.word(a, ty)?))
+    Ok(Op::Word1(kind, scope.word_to(d, ty)?, scope.word(a, ty)?))
 }
 
 fn wide(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<Op, Reason> {
@@ -310,11 +310,11 @@ fn wide(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<Op
             Ok(match c {
                 Some(c) => {
                     let kind = if signed { Word3::MadWideS16 } else { Word3::MadWideU16 };
-                    Op::Word3(kind, scope.word_to(d)?, a, b, scope.word(c, sum)?)
+                    Op::Word3(kind, scope.word_to(d, sum)?, a, b, scope.word(c, sum)?)
                 }
                 // The product of two zero-extended halves is that of words.
-                None if !signed => Op::Word2(Word2::MulLow32, scope.word_to(d)?, a, b),
-                None => Op::Word2(Word2::MulWideS16, scope.word_to(d)?, a, b),
+                None if !signed => Op::Word2(Word2::MulLow32, scope.word_to(d, sum)?, a, b),
+                None => Op::Word2(Word2::MulWideS16, scope.word_to(d, sum)?, a, b),
             })
         }
         (Type::U32 | Type::S32, Some((a, b))) => {
@@ -513,7 +513,7 @@ fn carry(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<O
         4 => Ok(Op::CarryWord {
             kind,
             flag,
-            d: scope.word_to(d)?,
+            d: scope.word_to(d, ty)?,
             a: scope.word(a, ty)?,
             b: scope.word(b, ty)?,
             c: scope.word(c, ty)?,

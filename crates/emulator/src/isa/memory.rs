@@ -28,10 +28,9 @@ pub struct Op {
     pub address: Address,
     /// The type of one element.
     pub element: Type,
-    /// The bits that a loaded signed element is extended to: those of the register.
-    pub width: usize,
-    /// The elements, one after another in memory.
-    pub registers: Vec<Register>,
+    /// The elements, one after another in memory, and the bits that a loaded signed one is extended to: those of its
+    /// register.
+    pub registers: Vec<(Register, usize)>,
     /// How it takes part in the order of accesses: `.volatile`, `.relaxed`, `.acquire`, `.release`.
     pub access: Access,
 }
@@ -101,6 +100,14 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         }
         _ => return Err("a register and an address were expected".to_owned()),
     };
+    let bytes = count * element.size();
+    // PTX ISA, `ld` and `st`: 256 bits only in global memory, as .v8 of 32 or .v4 of 64 bits.
+    if bytes > 32 || bytes > 16 && scope.target().architecture < 100 {
+        return Err(format!("vectors of {} bits are not supported for {}", 8 * bytes, scope.target()));
+    }
+    if instruction.operands.len() > 2 && !instruction.has("L2::cache_hint") {
+        return Err("a third operand is a cache policy, which .L2::cache_hint takes".to_owned());
+    }
     let (address, named) = scope.address(address)?;
     if let Some(named) = named {
         // A `.param` of a call lies in local memory; a variable without a space in the instruction has its own.
@@ -110,6 +117,13 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
             (at, _) => at,
         };
     }
+    if store && matches!(at, Where::In(Space::Constant | Space::Parameter)) {
+        return Err("constants and parameters of a kernel cannot be written".to_owned());
+    }
+    // The parameters of a function are named: only those of a kernel have addresses in `.param` space.
+    if at == Where::In(Space::Parameter) && named.is_none() && scope.return_label().is_some() {
+        return Err("parameters of a function are not read through registers".to_owned());
+    }
     let elements = match destination {
         Operand::Vector(elements) => elements.as_slice(),
         single => std::slice::from_ref(single),
@@ -117,13 +131,8 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
     if elements.len() != count {
         return Err(format!("{count} registers were expected, and there are {}", elements.len()));
     }
-    let (mut registers, mut width) = (Vec::with_capacity(count), 0);
-    for operand in elements {
-        let (register, bits) = value(scope, operand, element, store)?;
-        registers.push(register);
-        width = bits;
-    }
-    Ok(Some(super::Op::Memory(Op { store, at, address, element, width, registers, access })))
+    let registers = elements.iter().map(|operand| value(scope, operand, element, store)).collect::<Result<_, _>>()?;
+    Ok(Some(super::Op::Memory(Op { store, at, address, element, registers, access })))
 }
 
 /// The register of an element, and its width in bits. It may be wider than the element.
@@ -136,7 +145,7 @@ fn value(scope: &mut Scope<'_>, operand: &Operand, element: Type, store: bool) -
     let register = match (wide, store) {
         (true, false) => Register::Double(scope.double_to(operand)?),
         (true, true) => Register::Double(scope.double(operand, if element.size() == 8 { element } else { Type::B64 })?),
-        (false, false) => Register::Word(scope.word_to(operand)?),
+        (false, false) => Register::Word(scope.word_to_any(operand)?),
         (false, true) => Register::Word(scope.word_any(operand, element)?),
     };
     Ok((register, 8 * size))
@@ -174,12 +183,12 @@ impl Op {
         if self.store {
             context.block.end_store();
         }
-        for (index, register) in self.registers.iter().enumerate() {
+        for (index, &(register, width)) in self.registers.iter().enumerate() {
             let offset = index * size;
             if self.store {
-                self.store_element(context, mask, &pointers, offset, *register);
+                self.store_element(context, mask, &pointers, offset, register);
             } else {
-                self.load_element(context, mask, &pointers, offset, *register);
+                self.load_element(context, mask, &pointers, offset, register, width);
             }
         }
         Ok(())
@@ -192,7 +201,7 @@ impl Op {
         let size = self.element.size();
         for (index, register) in self.registers.iter().enumerate() {
             for (lane, bytes) in values.iter_mut().enumerate() {
-                let bits = match *register {
+                let bits = match register.0 {
                     Register::Word(word) => u64::from(context.registers.word(word)[lane]),
                     Register::Double(double) => context.registers.double(double)[lane],
                 };
@@ -212,8 +221,9 @@ impl Op {
         pointers: &[*mut u8; LANES],
         offset: usize,
         register: Register,
+        width: usize,
     ) {
-        if let (Register::Word(word), 4, 32) = (register, self.element.size(), self.width) {
+        if let (Register::Word(word), 4, 32) = (register, self.element.size(), width) {
             let values = read_words(mask, pointers, offset);
             context.registers.set_word(word, mask, &values);
             return;
@@ -225,7 +235,7 @@ impl Op {
         let extend = |value: u64| if signed { (((value << shift) as i64) >> shift) as u64 } else { value };
         match register {
             Register::Word(word) => {
-                let cut = if self.width >= 32 { u32::MAX } else { (1 << self.width) - 1 };
+                let cut = if width >= 32 { u32::MAX } else { (1 << width) - 1 };
                 let values = std::array::from_fn(|lane| extend(bits[lane]) as u32 & cut);
                 context.registers.set_word(word, mask, &values);
             }

@@ -80,16 +80,15 @@ fn mov(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
         (d, Operand::Vector(elements)) => {
             let part = part_type(ty, elements.len())?;
             let parts = parts(elements, part, |element| scope.word(element, part))?;
-            Ok(if wide { Op::PackDouble(scope.double_to(d)?, parts) } else { Op::PackWord(scope.word_to(d)?, parts) })
+            Ok(if wide {
+                Op::PackDouble(scope.double_to(d)?, parts)
+            } else {
+                Op::PackWord(scope.word_to(d, ty)?, parts)
+            })
         }
         (Operand::Vector(elements), a) => {
             let part = part_type(ty, elements.len())?;
-            let parts = parts(elements, part, |element| match scope.register_type(element) {
-                Some(own) if own.size() != part.size() => {
-                    Err(format!("a register of type {own:?} for {} bits", 8 * part.size()))
-                }
-                _ => scope.word_to(element),
-            })?;
+            let parts = parts(elements, part, |element| scope.word_to(element, part))?;
             Ok(if wide {
                 Op::UnpackDouble(parts, scope.double(a, ty)?)
             } else {
@@ -98,8 +97,8 @@ fn mov(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
         }
         (d, Operand::Name(name)) if is_clock(name) => match (name.as_str(), wide) {
             ("%clock64" | "%globaltimer", true) => Ok(Op::Clock(scope.double_to(d)?)),
-            ("%clock" | "%globaltimer_lo", false) => Ok(Op::ClockLow(scope.word_to(d)?)),
-            ("%clock_hi" | "%globaltimer_hi", false) => Ok(Op::ClockHigh(scope.word_to(d)?)),
+            ("%clock" | "%globaltimer_lo", false) => Ok(Op::ClockLow(scope.word_to(d, Type::U32)?)),
+            ("%clock_hi" | "%globaltimer_hi", false) => Ok(Op::ClockHigh(scope.word_to(d, Type::U32)?)),
             _ => Err(format!("{name} has another size")),
         },
         // Special registers are words; the upper half of this one is zero here.
@@ -107,23 +106,12 @@ fn mov(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
             Ok(Op::Extend(scope.double_to(d)?, scope.word(a, Type::U32)?))
         }
         _ if wide => Ok(Op::Double(scope.double_to(d)?, scope.double(a, ty)?)),
-        _ => {
-            same_size(scope, d, ty)?;
-            Ok(Op::Word(scope.word_to(d)?, scope.word(a, ty)?))
-        }
+        _ => Ok(Op::Word(scope.word_to(d, ty)?, scope.word(a, ty)?)),
     }
 }
 
 fn is_clock(name: &str) -> bool {
     matches!(name, "%clock" | "%clock_hi" | "%clock64" | "%globaltimer" | "%globaltimer_lo" | "%globaltimer_hi")
-}
-
-/// A destination must have the size of the type, lest bits above a half be written.
-fn same_size(scope: &Scope<'_>, operand: &Operand, ty: Type) -> Result<(), Reason> {
-    match scope.register_type(operand) {
-        Some(own) if own.size() != ty.size() => Err(format!("a register of type {own:?} where {ty:?} is moved")),
-        _ => Ok(()),
-    }
 }
 
 /// The type of each of `count` parts.
@@ -195,14 +183,14 @@ fn cluster(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reaso
     let Some(ty @ (Type::U32 | Type::U64)) = instruction.last_type() else { return no_type(instruction) };
     if instruction.opcode == "getctarank" {
         let [d, _] = operands(instruction)?;
-        return Ok(Op::Word(scope.word_to(d)?, scope.constant_word(0)));
+        return Ok(Op::Word(scope.word_to(d, Type::U32)?, scope.constant_word(0)));
     }
     let [d, a, rank] = operands(instruction)?;
     scope.word(rank, Type::U32)?;
     Ok(if ty == Type::U64 {
         Op::Double(scope.double_to(d)?, scope.double(a, ty)?)
     } else {
-        Op::Word(scope.word_to(d)?, scope.word(a, ty)?)
+        Op::Word(scope.word_to(d, ty)?, scope.word(a, ty)?)
     })
 }
 

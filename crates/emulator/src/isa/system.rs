@@ -85,6 +85,7 @@ fn render(context: &mut Context<'_>, lane: usize, format: &str, values: u64) -> 
         };
         let (flags, conversion) = (rest[..end].trim_end_matches(['l', 'h', 'z', 'j', 't']), &rest[end..=end]);
         let is_long = rest[..end].contains(['l', 'z', 'j', 't']);
+        let mut flags = flags.to_owned();
         rest = &rest[end + 1..];
         let mut next = |context: &mut Context<'_>, size: usize| {
             offset = offset.next_multiple_of(size as u64);
@@ -92,6 +93,12 @@ fn render(context: &mut Context<'_>, lane: usize, format: &str, values: u64) -> 
             offset += size as u64;
             value
         };
+        // A width or precision that is an argument.
+        while flags.contains('*') {
+            let number = next(context, 4)? as i32;
+            flags = flags.replacen('*', &number.to_string(), 1);
+        }
+        let flags = flags.as_str();
         match conversion {
             "%" => text.push('%'),
             "d" | "i" | "u" | "x" | "X" | "o" | "c" => {
@@ -104,7 +111,7 @@ fn render(context: &mut Context<'_>, lane: usize, format: &str, values: u64) -> 
             "p" => text.push_str(&format!("{:#x}", next(context, 8)?)),
             "s" => {
                 let address = next(context, 8)?;
-                text.push_str(&string(context, lane, address)?);
+                text.push_str(&padded(flags, &string(context, lane, address)?));
             }
             other => text.push_str(other),
         }
@@ -127,6 +134,18 @@ fn number(flags: &str, conversion: &str, bits: u64, is_long: bool) -> String {
     })
 }
 
+/// A string as the C library formats it.
+fn padded(flags: &str, value: &str) -> String {
+    if flags.is_empty() {
+        return value.to_owned();
+    }
+    let Ok(c_value) = std::ffi::CString::new(value) else { return value.to_owned() };
+    with_c_format(&format!("%{flags}s"), |buffer, size, format| {
+        // SAFETY: the format has one conversion, of a string that ends with zero, and the buffer `size` bytes.
+        unsafe { libc::snprintf(buffer, size, format, c_value.as_ptr()) }
+    })
+}
+
 /// A floating-point number as the C library formats it.
 fn real(flags: &str, conversion: &str, value: f64) -> String {
     with_c_format(&format!("%{flags}{conversion}"), |buffer, size, format| {
@@ -143,8 +162,8 @@ fn with_c_format(format: &str, print: impl Fn(*mut libc::c_char, usize, *const l
     if !plain || digits > 3 {
         return format.to_owned();
     }
-    let mut buffer = vec![0u8; 2048];
+    let mut buffer = vec![0u8; 2 * LONGEST];
     let length = print(buffer.as_mut_ptr().cast(), buffer.len(), c_format.as_ptr());
-    buffer.truncate(usize::try_from(length).unwrap_or(0).min(2047));
+    buffer.truncate(usize::try_from(length).unwrap_or(0).min(2 * LONGEST - 1));
     String::from_utf8_lossy(&buffer).into_owned()
 }

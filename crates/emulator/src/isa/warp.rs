@@ -85,7 +85,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
     let operands = instruction.operands.as_slice();
     let sync = instruction.has("sync");
     let (action, members) = match (instruction.opcode.as_str(), operands) {
-        ("activemask", [destination]) => (Action::ActiveMask(scope.word_to(destination)?), None),
+        ("activemask", [destination]) => (Action::ActiveMask(scope.word_to(destination, Type::B32)?), None),
         ("shfl" | "vote" | "match" | "redux" | "elect", _) if !sync => {
             return Err("only forms with .sync exist from sm_70 on".to_owned());
         }
@@ -101,8 +101,10 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
                 None => return Err("a mode was expected".to_owned()),
             };
             let (destination, inside) = match destination {
-                Operand::Pair(word, predicate) => (scope.word_named(word)?, Some(scope.predicate_to_named(predicate)?)),
-                other => (scope.word_to(other)?, None),
+                Operand::Pair(word, predicate) => {
+                    (scope.word_to_named(word, Type::B32)?, Some(scope.predicate_to_named(predicate)?))
+                }
+                other => (scope.word_to(other, Type::B32)?, None),
             };
             let value = scope.word(value, Type::B32)?;
             let (lane, clamp) = (scope.word(lane, Type::B32)?, scope.word(clamp, Type::B32)?);
@@ -118,7 +120,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
                 other => (scope.predicate(other)?, false),
             };
             let vote = if instruction.has("ballot") {
-                Vote::Ballot(scope.word_to(destination)?)
+                Vote::Ballot(scope.word_to(destination, Type::B32)?)
             } else if instruction.has("all") {
                 Vote::All(scope.predicate_to(destination)?)
             } else if instruction.has("any") {
@@ -132,8 +134,10 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         }
         ("match", [destination, value, members]) => {
             let (destination, all_equal) = match destination {
-                Operand::Pair(word, predicate) => (scope.word_named(word)?, Some(scope.predicate_to_named(predicate)?)),
-                other => (scope.word_to(other)?, None),
+                Operand::Pair(word, predicate) => {
+                    (scope.word_to_named(word, Type::B32)?, Some(scope.predicate_to_named(predicate)?))
+                }
+                other => (scope.word_to(other, Type::B32)?, None),
             };
             let value = match instruction.last_type() {
                 Some(Type::B64) => Register::Double(scope.double(value, Type::B64)?),
@@ -162,12 +166,12 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
             if !matches!(ty, Type::U32 | Type::S32 | Type::B32) {
                 return Err(format!("a reduction of {ty:?} is not supported"));
             }
-            let destination = scope.word_to(destination)?;
+            let destination = scope.word_to(destination, Type::B32)?;
             (Action::Reduce(reduction, ty, destination, scope.word(value, ty)?), Some(members))
         }
         ("elect", [Operand::Pair(leader, is_leader), members]) => {
             let is_leader = scope.predicate_to_named(is_leader)?;
-            (Action::Elect(scope.word_named(leader)?, is_leader), Some(members))
+            (Action::Elect(scope.word_to_named(leader, Type::B32)?, is_leader), Some(members))
         }
         ("bar" | "barrier", [members]) if instruction.has("warp") && sync => (Action::Sync, Some(members)),
         ("shfl" | "vote" | "match" | "redux" | "elect" | "activemask", _) => {

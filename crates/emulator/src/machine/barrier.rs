@@ -7,24 +7,26 @@ use crate::report::Kind;
 pub(crate) struct Arrival {
     pub(crate) warp: usize,
     pub(crate) lanes: u32,
-    /// Lanes of the warp without a thread, or whose thread has exited.
-    pub(crate) gone: u32,
     /// Lanes that vote with a predicate that holds.
     pub(crate) holds: u32,
+    /// Whether this is a vote.
+    pub(crate) votes: bool,
     pub(crate) pc: usize,
     /// Whether all threads of a warp must be at the same instruction.
     pub(crate) aligned: bool,
-    /// How many threads the barrier is for; all that have not exited, where there is no number.
-    pub(crate) count: Option<u32>,
+    /// How many threads the barrier is for, in whole warps.
+    pub(crate) count: u32,
+    /// Whether that is all there are, not a number that was given.
+    pub(crate) for_all: bool,
 }
 
 /// A barrier at which all have arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Complete {
     pub(crate) number: usize,
-    /// Threads whose predicate holds, of those that vote.
+    /// Threads whose predicate holds, of those that arrived.
     pub(crate) holding: u32,
-    pub(crate) voting: u32,
+    pub(crate) arrived: u32,
 }
 
 /// The barriers of a thread block.
@@ -40,13 +42,16 @@ impl Barriers {
             return Err((Kind::Undefined, format!("there is no barrier {number}: they are numbered from 0 to 15")));
         };
         if let Some(other) = barrier.first().filter(|other| other.count != arrival.count) {
-            let say = |count: Option<u32>| count.map_or("all".to_owned(), |count| count.to_string());
             let message = format!(
                 "waits at barrier {number} for {} threads, where others wait for {}",
-                say(arrival.count),
-                say(other.count)
+                arrival.count, other.count
             );
             return Err((Kind::Barrier, message));
+        }
+        // PTX ISA, `barrier`: what this does is unpredictable.
+        if barrier.first().is_some_and(|other| other.votes != arrival.votes) {
+            let message = format!("barrier {number} is used with .red and without at once");
+            return Err((Kind::Undefined, message));
         }
         let elsewhere = barrier.iter().find(|other| other.warp == arrival.warp && other.pc != arrival.pc);
         if arrival.aligned && elsewhere.is_some_and(|other| other.aligned) {
@@ -59,27 +64,22 @@ impl Barriers {
         Ok(())
     }
 
-    /// Takes the barriers at which all have arrived; `alive` counts the threads of the block that have not exited.
-    pub(crate) fn take_complete(&mut self, alive: impl Fn() -> u32) -> Vec<Complete> {
+    /// Takes the barriers at which all have arrived, of a block with so many warps. Warps are counted whole: `gone` says
+    /// how many lanes of a warp have no thread, or one that has exited.
+    pub(crate) fn take_complete(&mut self, warps: usize, gone: impl Fn(usize) -> u32) -> Vec<Complete> {
         let mut complete = Vec::new();
         for (number, barrier) in self.barriers.iter_mut().enumerate() {
             let Some(first) = barrier.first() else { continue };
             let arrived: u32 = barrier.iter().map(|arrival| arrival.lanes.count_ones()).sum();
-            let is_complete = match first.count {
-                None => arrived >= alive(),
-                Some(count) => {
-                    // Warps are counted whole.
-                    let mut gone = [0u32; 32];
-                    for arrival in barrier.iter() {
-                        gone[arrival.warp % 32] = arrival.gone;
-                    }
-                    arrived + gone.iter().map(|gone| gone.count_ones()).sum::<u32>() >= count
-                }
-            };
-            if is_complete {
+            // Of a barrier for all threads, those that have exited are counted wherever they were; of one for a number,
+            // only lanes of warps that are there can be told to belong to it.
+            let is_for_all = barrier.iter().any(|arrival| arrival.for_all);
+            let is_here = |warp: usize| is_for_all || barrier.iter().any(|arrival| arrival.warp == warp);
+            let absent: u32 = (0..warps).filter(|&warp| is_here(warp)).map(&gone).sum();
+            if arrived + absent >= first.count {
                 let arrivals = std::mem::take(barrier);
                 let holding = arrivals.iter().map(|arrival| arrival.holds.count_ones()).sum();
-                complete.push(Complete { number, holding, voting: arrived });
+                complete.push(Complete { number, holding, arrived });
             }
         }
         complete

@@ -6,7 +6,7 @@ use super::launch::{Environment, Failure};
 use super::random::Random;
 use super::registers::{LANES, W, lanes};
 use super::shared::BlockMemory;
-use super::warp::{Group, Wait, Warp};
+use super::warp::{Choice, Group, Wait, Warp};
 use super::{Fault, Flow};
 use crate::isa::asynchronous::Pending;
 use crate::isa::control;
@@ -57,6 +57,8 @@ pub(crate) struct ThreadBlock<'a> {
     current: usize,
     random: Option<Random>,
     steps: u64,
+    /// [`BlockMemory::writes`] when it was last asked for.
+    writes_seen: u64,
     /// What [`super::launch`] saw of the others when this block was last parked, and how often that was all.
     pub(crate) progress_seen: u64,
     pub(crate) barren_rounds: u32,
@@ -79,6 +81,7 @@ impl<'a> ThreadBlock<'a> {
             current: 0,
             random: None,
             steps: 0,
+            writes_seen: 0,
             progress_seen: 0,
             barren_rounds: 0,
         };
@@ -100,7 +103,8 @@ impl<'a> ThreadBlock<'a> {
             let warp = &mut self.warps[index];
             warp.registers.restart(&launch.program.registers);
             warp.local.restart(launch.program.local, launch.options.uninitialized);
-            warp.exited = 0;
+            (warp.exited, warp.yielded, warp.turn) = (0, false, 0);
+            warp.last_turn = [0; LANES];
             warp.groups.clear();
             warp.groups.push(Group { pc: 0, mask: warp.lanes, wait: Wait::Nothing });
             warp.priority = self.random.as_mut().map_or(0, Random::next);
@@ -162,6 +166,11 @@ impl<'a> ThreadBlock<'a> {
         std::mem::take(&mut self.steps)
     }
 
+    /// Whether it has written to memory since the last call.
+    pub(crate) fn take_wrote(&mut self) -> bool {
+        std::mem::replace(&mut self.writes_seen, self.memory.writes) != self.memory.writes
+    }
+
     /// What was counted.
     pub(crate) fn counters(&self) -> Option<&Counters> {
         self.memory.counters.as_ref()
@@ -200,13 +209,14 @@ impl<'a> ThreadBlock<'a> {
                 }
                 None => TURN,
             };
-            let writes = self.memory.writes;
+            let (writes, steps) = (self.memory.writes, self.steps);
             match self.turn(index, budget)? {
                 Turn::Blocked => {
                     self.blocked[index] = !self.warps[index].is_runnable();
                     idle = 0;
                 }
-                Turn::Yielded if self.memory.writes == writes => idle += 1,
+                // In a long turn other lanes of the warp have computed something.
+                Turn::Yielded if self.memory.writes == writes && self.steps - steps < PATIENCE / 2 => idle += 1,
                 Turn::Yielded | Turn::Spent => idle = 0,
             }
             if idle > IDLE {
@@ -277,21 +287,20 @@ impl<'a> ThreadBlock<'a> {
     fn steps_of(&mut self, index: usize, budget: u64, at: &mut usize) -> Result<Turn, Fault> {
         let program = self.environment.launch.program;
         let mut left = budget;
-        let mut split_steps = 0;
+        // What lanes of a warp wait for when they yield may be others of it.
+        let mut split_steps = if std::mem::take(&mut self.warps[index].yielded) { PATIENCE + 1 } else { 0 };
         'groups: loop {
-            let turn = if split_steps > PATIENCE {
+            let choice = if split_steps > PATIENCE {
                 split_steps = 0;
-                Some(self.steps)
+                Choice::Starved
             } else {
                 let is_split = self.warps[index].groups.len() > 1;
-                self.random
-                    .as_mut()
-                    .filter(|_| is_split)
-                    .map(Random::next)
-                    .filter(|drawn| drawn % 8 == 0)
-                    .map(|drawn| drawn / 8)
+                match self.random.as_mut().filter(|_| is_split).map(Random::next) {
+                    Some(drawn) if drawn % 8 == 0 => Choice::Drawn(drawn / 8),
+                    _ => Choice::Lowest,
+                }
             };
-            let Some(chosen) = self.warps[index].pick(turn) else { return Ok(Turn::Blocked) };
+            let Some(chosen) = self.warps[index].pick(choice) else { return Ok(Turn::Blocked) };
             let warp = &mut self.warps[index];
             let Group { mut pc, mask, .. } = warp.groups[chosen];
             // The next place at which another group waits to be joined.
@@ -347,6 +356,7 @@ impl<'a> ThreadBlock<'a> {
                             Some(Flow::Next) => pc += 1,
                             Some(Flow::Yield) => {
                                 self.warps[index].groups[chosen].pc = pc + 1;
+                                self.warps[index].yielded = true;
                                 return Ok(Turn::Yielded);
                             }
                             None => continue 'groups,
@@ -373,6 +383,7 @@ impl<'a> ThreadBlock<'a> {
                         pc += 1;
                         if flow == Flow::Yield {
                             self.warps[index].groups[chosen].pc = pc;
+                            self.warps[index].yielded = true;
                             return Ok(Turn::Yielded);
                         }
                     }
@@ -475,10 +486,20 @@ impl<'a> ThreadBlock<'a> {
             }
             _ => 0,
         };
-        // Lanes that have exited, or were never there, count for barriers that count whole warps.
-        let gone = !warp.alive();
+        let votes = !matches!(kind, control::BarrierKind::Sync | control::BarrierKind::Arrive);
+        // Without a number it is for all threads of the block, in whole warps.
+        let all = (self.warps.len() * LANES) as u32;
         let waits = kind != control::BarrierKind::Arrive;
-        let arrival = Arrival { warp: index, lanes: active, gone, holds, pc, aligned, count };
+        let arrival = Arrival {
+            warp: index,
+            lanes: active,
+            holds,
+            votes,
+            pc,
+            aligned,
+            count: count.unwrap_or(all),
+            for_all: count.is_none(),
+        };
         self.barriers.arrive(number, arrival).map_err(|(kind, message)| Fault::lane(kind, lane, message))?;
         self.memory.arrive(number, index, active, waits);
         if let Some(counters) = &mut self.memory.counters {
@@ -499,8 +520,8 @@ impl<'a> ThreadBlock<'a> {
 
     /// Lets go of the barriers at which all have arrived.
     fn complete_barriers(&mut self) {
-        let alive = || self.warps.iter().map(|warp| warp.alive().count_ones()).sum();
-        for done in self.barriers.take_complete(alive) {
+        let gone = |index: usize| self.warps.get(index).map_or(0, |warp| LANES as u32 - warp.alive().count_ones());
+        for done in self.barriers.take_complete(self.warps.len(), gone) {
             self.memory.complete(done.number);
             if let Some(random) = &mut self.random {
                 self.warps.iter_mut().for_each(|warp| warp.priority = random.next());
@@ -515,7 +536,7 @@ impl<'a> ThreadBlock<'a> {
                                 warp.registers.set_word(d, group.mask, &[done.holding; LANES]);
                             }
                             control::BarrierKind::All(d, ..) => {
-                                warp.registers.set_predicate(d, group.mask, every(done.holding == done.voting));
+                                warp.registers.set_predicate(d, group.mask, every(done.holding == done.arrived));
                             }
                             control::BarrierKind::Any(d, ..) => {
                                 warp.registers.set_predicate(d, group.mask, every(done.holding > 0));

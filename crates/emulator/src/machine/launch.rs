@@ -166,6 +166,8 @@ pub fn run(launch: &Launch<'_>, memory: &Memory, findings: &Findings) -> Result<
     let queue = Mutex::new(Queue { fresh, parked: VecDeque::new(), running: 0 });
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = match launch.options.workers {
+        // An order that is drawn from a seed is one only if a single worker follows it.
+        0 if launch.options.seed.is_some() => 1,
         0 => cores,
         given => given,
     };
@@ -262,7 +264,7 @@ impl<'a> Worker<'a, '_> {
 
     /// Whether a block that was parked waits for ever: nobody has done anything since it was parked before, several times.
     fn is_stuck(&self, block: &mut ThreadBlock<'a>, status: Status, running: usize) -> bool {
-        if status == Status::Working {
+        if block.take_wrote() || status == Status::Working {
             self.environment.progress.fetch_add(1, Ordering::Relaxed);
         }
         let progress = self.environment.progress.load(Ordering::Relaxed);
@@ -287,7 +289,7 @@ impl<'a> Worker<'a, '_> {
         let threads = launch.threads().max(1);
         let resident = match launch.cooperative {
             true => usize::MAX,
-            false => launch.options.multiprocessors as usize * (2048 / threads).clamp(1, 32),
+            false => launch.options.multiprocessors.max(1) as usize * (2048 / threads).clamp(1, 32),
         };
         // Blocks that are parked come after fresh ones, so that a block which waits for a later one meets it.
         let room = queue.running + queue.parked.len() < resident;

@@ -3,7 +3,7 @@
 //! the lowest program counter goes first, since code that comes together again does so further down.
 
 use super::context::Local;
-use super::registers::{LANES, Registers};
+use super::registers::{LANES, Registers, lanes};
 
 /// What a group of lanes waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +33,30 @@ pub(crate) struct Warp {
     pub(crate) lanes: u32,
     pub(crate) exited: u32,
     pub(crate) priority: u64,
+    /// Whether the group that ran last lets others go first.
+    pub(crate) yielded: bool,
+    /// How often a starved group was chosen, and for each lane when it last was in one.
+    pub(crate) turn: u64,
+    pub(crate) last_turn: [u64; LANES],
+}
+
+/// Which group runs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// That with the lowest program counter.
+    Lowest,
+    /// That with the lane that has waited longest, so that none waits for ever for a lane of its own warp.
+    Starved,
+    /// That of this number, modulo their number.
+    Drawn(u64),
 }
 
 impl Warp {
     pub(crate) fn new(threads: usize) -> Self {
         let lanes = if threads >= LANES { u32::MAX } else { (1 << threads) - 1 };
         let (registers, local) = (Registers::default(), Local::default());
-        Self { registers, local, groups: Vec::new(), lanes, exited: 0, priority: 0 }
+        let last_turn = [0; LANES];
+        Self { registers, local, groups: Vec::new(), lanes, exited: 0, priority: 0, yielded: false, turn: 0, last_turn }
     }
 
     /// Lanes that are still there.
@@ -47,9 +64,8 @@ impl Warp {
         self.lanes & !self.exited
     }
 
-    /// Joins groups that are at one place and wait for nothing, and returns the index of the one to run: that with the
-    /// lowest program counter, or with `turn` another one, so that none waits for ever for a lane of its own warp.
-    pub(crate) fn pick(&mut self, turn: Option<u64>) -> Option<usize> {
+    /// Joins groups that are at one place and wait for the same, and returns the index of the one to run.
+    pub(crate) fn pick(&mut self, choice: Choice) -> Option<usize> {
         self.groups.retain(|group| group.mask != 0);
         let mut index = 0;
         while index < self.groups.len() {
@@ -65,14 +81,24 @@ impl Warp {
             }
             index += 1;
         }
-        let free = |group: &Group| group.wait == Wait::Nothing;
-        if let Some(turn) = turn {
-            let count = self.groups.iter().filter(|group| free(group)).count();
-            let chosen = (turn % count.max(1) as u64) as usize;
-            return self.groups.iter().enumerate().filter(|(_, group)| free(group)).nth(chosen).map(|(index, _)| index);
+        let mut free = self.groups.iter().enumerate().filter(|(_, group)| group.wait == Wait::Nothing);
+        let chosen = match choice {
+            Choice::Lowest => free.min_by_key(|(_, group)| group.pc)?.0,
+            Choice::Drawn(drawn) => {
+                let count = free.clone().count().max(1);
+                free.nth((drawn % count as u64) as usize)?.0
+            }
+            Choice::Starved => {
+                let last_turn = &self.last_turn;
+                let longest = |group: &Group| lanes(group.mask).map(|lane| last_turn[lane]).min();
+                free.min_by_key(|(_, group)| longest(group))?.0
+            }
+        };
+        if choice == Choice::Starved {
+            self.turn += 1;
+            lanes(self.groups[chosen].mask).for_each(|lane| self.last_turn[lane] = self.turn);
         }
-        let runnable = self.groups.iter().enumerate().filter(|(_, group)| free(group));
-        runnable.min_by_key(|(_, group)| group.pc).map(|(index, _)| index)
+        Some(chosen)
     }
 
     /// Whether a group could run.

@@ -194,7 +194,8 @@ pub fn decode(
             }
         }
         ("pending_count", [to, state]) => {
-            let action = Action::PendingCount { to: scope.word_to(to)?, state: scope.double(state, Type::B64)? };
+            let action =
+                Action::PendingCount { to: scope.word_to(to, Type::B32)?, state: scope.double(state, Type::B64)? };
             return Ok(Op::Barrier(Box::new(Barrier { at: None, action, ordered: false })));
         }
         _ => return Err(unsupported(instruction)),

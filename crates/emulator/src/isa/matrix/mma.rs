@@ -329,10 +329,7 @@ pub fn words(scope: &mut Scope<'_>, operand: &Operand, count: usize, ty: Type) -
 pub fn words_to(scope: &mut Scope<'_>, operand: &Operand, count: usize) -> Result<[W; 4], Reason> {
     let mut registers = [W(0); 4];
     for (register, element) in registers.iter_mut().zip(vector(operand, count)?) {
-        if scope.register_type(element).is_some_and(|own| own.size() != 4) {
-            return Err("a fragment is held in 32-bit registers".to_owned());
-        }
-        *register = scope.word_to(element)?;
+        *register = scope.word_to(element, Type::B32)?;
     }
     Ok(registers)
 }
