@@ -1,7 +1,8 @@
 //! The stages of pruning a layer on real shapes: each verified, then timed beside a matrix product, whose best rate on
 //! this machine is the ceiling that the table measures shares of.
 //!
-//! `cargo bench -p prune` runs everything; `cargo bench -p prune -- opt-125m` the shapes whose name contains that.
+//! `cargo bench -p prune` runs everything; `cargo bench -p prune -- opt-125m` the shapes whose name contains that, and
+//! `cargo bench -p prune -- factor/llama-7b` one of their stages.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use linalg::{MatrixMut, MatrixRef, Region, gemm};
@@ -22,6 +23,9 @@ const SHAPES: [(&str, usize, usize); 9] = [
     ("llama-7b/gate", 11008, 4096),
     ("llama-7b/down", 4096, 11008),
 ];
+
+/// What is timed of a layer.
+const STAGES: [&str; 6] = ["hessian", "factor", "solve 50 %", "update 50 %", "solve 2:4", "update 2:4"];
 
 /// Tokens in the inputs of the Hessian benchmark; the time of a token does not depend on their number.
 const TOKENS: usize = 2048;
@@ -88,6 +92,11 @@ struct Bench {
 }
 
 impl Bench {
+    /// Whether the filter of the command line leaves this stage of this shape.
+    fn selects(&self, stage: &str, shape: &str) -> bool {
+        self.filter.as_ref().is_none_or(|filter| format!("{stage}/{shape}").contains(filter))
+    }
+
     fn ceiling(&self) -> Duration {
         let (n, started) = (2048, Instant::now());
         let (a, mut c) = (MatrixRef::new(&self.a, n, n), self.c.borrow_mut());
@@ -97,7 +106,7 @@ impl Bench {
 
     /// Times `run`, which returns what of its time counts, beside the ceiling.
     fn time(&self, stage: &str, shape: &str, operations: f64, mut run: impl FnMut() -> Duration) {
-        if self.filter.as_ref().is_some_and(|filter| !format!("{stage}/{shape}").contains(filter)) {
+        if !self.selects(stage, shape) {
             return;
         }
         let line = RefCell::new(Line {
@@ -139,11 +148,7 @@ fn main() {
         c: RefCell::new(vec![0.0; 2048 * 2048]),
     };
     for (name, rows, columns) in SHAPES {
-        if bench
-            .filter
-            .as_ref()
-            .is_none_or(|filter| format!("hessian factor solve update sweep/{name}").contains(filter))
-        {
+        if STAGES.iter().any(|stage| bench.selects(stage, name)) {
             layer(&bench, name, rows, columns);
         }
     }
