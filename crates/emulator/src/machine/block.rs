@@ -505,7 +505,7 @@ impl<'a> ThreadBlock<'a> {
 
     /// Lets go of the barriers at which all have arrived.
     fn complete_barriers(&mut self) {
-        let gone = |index: usize| self.warps.get(index).map_or(0, |warp| LANES as u32 - warp.alive().count_ones());
+        let gone = |index: usize| self.warps.get(index).map_or(u32::MAX, |warp| !warp.alive());
         for done in self.barriers.take_complete(self.warps.len(), gone) {
             self.memory.complete(done.number);
             if let Some(random) = &mut self.random {
