@@ -129,7 +129,7 @@ struct Queue<'a> {
 }
 
 /// Steps after which a block is parked.
-const QUANTUM: u64 = 1 << 20;
+const QUANTUM: u64 = 1 << 16;
 
 /// Rounds in which nobody does anything that others may wait for, until a launch is given up.
 const PATIENCE: u32 = 8;

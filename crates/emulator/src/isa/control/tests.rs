@@ -240,7 +240,7 @@ fn misused_barriers_are_faults() {
         ("mov.u32 %r2, 0;\nbar.sync 1, %r2;", Kind::Undefined, "for 0 threads"),
         ("mov.u32 %r2, 16;\nbar.sync %r2;", Kind::Undefined, "no barrier 16"),
         ("shr.u32 %r2, %tid, 4;\nbarrier.sync %r2, 64;", Kind::Barrier, "different barriers"),
-        ("setp.lt.u32 %p1, %tid, 32;\n@%p1 bar.sync 1, 64;\n@!%p1 bar.sync 1, 32;", Kind::Barrier, "others wait"),
+        ("setp.lt.u32 %p1, %tid, 32;\n@%p1 bar.sync 1, 96;\n@!%p1 bar.sync 1, 64;", Kind::Barrier, "others wait"),
         ("setp.lt.u32 %p1, %tid, 32;\n@%p1 bar.red.or.pred %p2, 1, %p1;\n@!%p1 bar.sync 1;", Kind::Undefined, ".red"),
     ] {
         let found = of(body);
