@@ -911,7 +911,8 @@ impl<'a> Layout<'a> {
         let mut layout = Self::default();
         layout.function(module, entry);
         for variable in &module.variables {
-            if variable.space == Space::Shared && layout.names.contains(variable.name.as_str()) {
+            let is_sized = variable.space == Space::Shared && variable.size.is_some();
+            if is_sized && layout.names.contains(variable.name.as_str()) {
                 layout.add(variable);
             }
         }
@@ -969,3 +970,6 @@ impl<'a> Layout<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

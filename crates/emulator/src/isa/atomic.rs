@@ -314,3 +314,6 @@ fn apply(operation: Operation, ty: Type, ftz: bool, old: u64, operand: u64) -> u
         Operation::Exchange | Operation::CompareAndSwap => operand,
     }
 }
+
+#[cfg(test)]
+mod tests;

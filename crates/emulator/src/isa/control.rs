@@ -173,3 +173,6 @@ impl Op {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

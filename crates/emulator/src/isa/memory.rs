@@ -326,3 +326,6 @@ fn read(mask: u32, pointers: &[*mut u8; LANES], offset: usize, size: usize) -> D
     }
     bits
 }
+
+#[cfg(test)]
+mod tests;

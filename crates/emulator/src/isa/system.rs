@@ -167,3 +167,6 @@ fn with_c_format(format: &str, print: impl Fn(*mut libc::c_char, usize, *const l
     buffer.truncate(usize::try_from(length).unwrap_or(0).min(2 * LONGEST - 1));
     String::from_utf8_lossy(&buffer).into_owned()
 }
+
+#[cfg(test)]
+mod tests;

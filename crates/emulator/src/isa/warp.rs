@@ -280,3 +280,6 @@ fn sources(mode: Shuffle, lane_operand: &[u32; LANES], clamp_operand: &[u32; LAN
     }
     (sources, in_range)
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,19 +65,22 @@ impl Barriers {
     }
 
     /// Takes the barriers at which all have arrived, of a block with so many warps. Warps are counted whole: `gone` says
-    /// how many lanes of a warp have no thread, or one that has exited.
+    /// which lanes of a warp have no thread, or one that has exited.
     pub(crate) fn take_complete(&mut self, warps: usize, gone: impl Fn(usize) -> u32) -> Vec<Complete> {
         let mut complete = Vec::new();
         for (number, barrier) in self.barriers.iter_mut().enumerate() {
             let Some(first) = barrier.first() else { continue };
-            let arrived: u32 = barrier.iter().map(|arrival| arrival.lanes.count_ones()).sum();
             // Of a barrier for all threads, those that have exited are counted wherever they were; of one for a number,
-            // only lanes of warps that are there can be told to belong to it.
+            // only lanes of warps that are there can be told to belong to it. Who arrived and then exited counts once.
             let is_for_all = barrier.iter().any(|arrival| arrival.for_all);
-            let is_here = |warp: usize| is_for_all || barrier.iter().any(|arrival| arrival.warp == warp);
-            let absent: u32 = (0..warps).filter(|&warp| is_here(warp)).map(&gone).sum();
-            if arrived + absent >= first.count {
+            let present = |warp: usize| {
+                let here = barrier.iter().filter(|arrival| arrival.warp == warp);
+                let lanes = here.fold(0, |lanes, arrival| lanes | arrival.lanes);
+                if is_for_all || lanes != 0 { (lanes | gone(warp)).count_ones() } else { 0 }
+            };
+            if (0..warps).map(present).sum::<u32>() >= first.count {
                 let arrivals = std::mem::take(barrier);
+                let arrived = arrivals.iter().map(|arrival| arrival.lanes.count_ones()).sum();
                 let holding = arrivals.iter().map(|arrival| arrival.holds.count_ones()).sum();
                 complete.push(Complete { number, holding, arrived });
             }

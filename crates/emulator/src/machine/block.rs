@@ -103,7 +103,7 @@ impl<'a> ThreadBlock<'a> {
             let warp = &mut self.warps[index];
             warp.registers.restart(&launch.program.registers);
             warp.local.restart(launch.program.local, launch.options.uninitialized);
-            (warp.exited, warp.yielded, warp.turn) = (0, false, 0);
+            (warp.exited, warp.yielded, warp.turn, warp.since_yield) = (0, false, 0, 0);
             warp.last_turn = [0; LANES];
             warp.groups.clear();
             warp.groups.push(Group { pc: 0, mask: warp.lanes, wait: Wait::Nothing });
@@ -210,14 +210,23 @@ impl<'a> ThreadBlock<'a> {
                 None => TURN,
             };
             let (writes, steps) = (self.memory.writes, self.steps);
-            match self.turn(index, budget)? {
+            let turn = self.turn(index, budget)?;
+            let warp = &mut self.warps[index];
+            warp.since_yield += self.steps - steps;
+            // A warp that goes on for long without yielding computes something, and so does one whose other lanes do.
+            if self.memory.writes != writes || warp.since_yield > PATIENCE / 2 {
+                idle = 0;
+            }
+            match turn {
                 Turn::Blocked => {
-                    self.blocked[index] = !self.warps[index].is_runnable();
+                    self.blocked[index] = !warp.is_runnable();
                     idle = 0;
                 }
-                // In a long turn other lanes of the warp have computed something.
-                Turn::Yielded if self.memory.writes == writes && self.steps - steps < PATIENCE / 2 => idle += 1,
-                Turn::Yielded | Turn::Spent => idle = 0,
+                Turn::Yielded => {
+                    warp.since_yield = 0;
+                    idle += 1;
+                }
+                Turn::Spent => {}
             }
             if idle > IDLE {
                 return Ok(Status::Waiting);
@@ -520,7 +529,7 @@ impl<'a> ThreadBlock<'a> {
 
     /// Lets go of the barriers at which all have arrived.
     fn complete_barriers(&mut self) {
-        let gone = |index: usize| self.warps.get(index).map_or(0, |warp| LANES as u32 - warp.alive().count_ones());
+        let gone = |index: usize| self.warps.get(index).map_or(u32::MAX, |warp| !warp.alive());
         for done in self.barriers.take_complete(self.warps.len(), gone) {
             self.memory.complete(done.number);
             if let Some(random) = &mut self.random {

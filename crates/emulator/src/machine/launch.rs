@@ -124,10 +124,12 @@ struct Queue<'a> {
     fresh: VecDeque<u64>,
     parked: VecDeque<ThreadBlock<'a>>,
     running: usize,
+    /// Blocks that have only waited for many rounds, and the progress since which they do.
+    stuck: (u64, usize),
 }
 
 /// Steps after which a block is parked.
-const QUANTUM: u64 = 1 << 20;
+const QUANTUM: u64 = 1 << 16;
 
 /// Rounds in which nobody does anything that others may wait for, until a launch is given up.
 const PATIENCE: u32 = 8;
@@ -163,7 +165,7 @@ pub fn run(launch: &Launch<'_>, memory: &Memory, findings: &Findings) -> Result<
     if let Some(seed) = launch.options.seed {
         Random::new(seed ^ launch.number.rotate_left(32)).shuffle(fresh.make_contiguous());
     }
-    let queue = Mutex::new(Queue { fresh, parked: VecDeque::new(), running: 0 });
+    let queue = Mutex::new(Queue { fresh, parked: VecDeque::new(), running: 0, stuck: (0, 0) });
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = match launch.options.workers {
         // An order that is drawn from a seed is one only if a single worker follows it.
@@ -250,7 +252,7 @@ impl<'a> Worker<'a, '_> {
                     if limit > 0 && steps > limit {
                         let message = format!("the launch is not over after {steps} warp instructions");
                         self.fail(block.failure(Fault::warp(Kind::Endless, message)));
-                    } else if self.is_stuck(&mut block, status, queue.running) {
+                    } else if self.is_stuck(&mut block, status, &mut queue) {
                         let message = "waits for something that no thread is left to do".to_owned();
                         self.fail(block.failure(Fault::warp(Kind::Deadlock, message)));
                     }
@@ -262,18 +264,23 @@ impl<'a> Worker<'a, '_> {
         counters
     }
 
-    /// Whether a block that was parked waits for ever: nobody has done anything since it was parked before, several times.
-    fn is_stuck(&self, block: &mut ThreadBlock<'a>, status: Status, running: usize) -> bool {
+    /// Whether all blocks wait for ever: each of them, those that run just now included, has been parked many times since
+    /// anybody has done anything.
+    fn is_stuck(&self, block: &mut ThreadBlock<'a>, status: Status, queue: &mut Queue<'a>) -> bool {
         if block.take_wrote() || status == Status::Working {
             self.environment.progress.fetch_add(1, Ordering::Relaxed);
         }
         let progress = self.environment.progress.load(Ordering::Relaxed);
-        if block.progress_seen == progress && running == 0 {
+        if queue.stuck.0 != progress {
+            queue.stuck = (progress, 0);
+        }
+        if block.progress_seen == progress {
             block.barren_rounds += 1;
+            queue.stuck.1 += usize::from(block.barren_rounds == PATIENCE);
         } else {
             (block.progress_seen, block.barren_rounds) = (progress, 0);
         }
-        block.barren_rounds > PATIENCE
+        queue.stuck.1 > queue.running + queue.parked.len()
     }
 
     /// Notes the first failure of a launch and stops it.

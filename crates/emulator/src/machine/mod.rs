@@ -8,6 +8,10 @@ pub mod launch;
 mod random;
 pub mod registers;
 pub mod shared;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod warp;
 
 use serde::{Deserialize, Serialize};

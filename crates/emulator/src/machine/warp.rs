@@ -35,6 +35,8 @@ pub(crate) struct Warp {
     pub(crate) priority: u64,
     /// Whether the group that ran last lets others go first.
     pub(crate) yielded: bool,
+    /// Steps since one last did.
+    pub(crate) since_yield: u64,
     /// How often a starved group was chosen, and for each lane when it last was in one.
     pub(crate) turn: u64,
     pub(crate) last_turn: [u64; LANES],
@@ -56,7 +58,18 @@ impl Warp {
         let lanes = if threads >= LANES { u32::MAX } else { (1 << threads) - 1 };
         let (registers, local) = (Registers::default(), Local::default());
         let last_turn = [0; LANES];
-        Self { registers, local, groups: Vec::new(), lanes, exited: 0, priority: 0, yielded: false, turn: 0, last_turn }
+        Self {
+            registers,
+            local,
+            groups: Vec::new(),
+            lanes,
+            exited: 0,
+            priority: 0,
+            yielded: false,
+            since_yield: 0,
+            turn: 0,
+            last_turn,
+        }
     }
 
     /// Lanes that are still there.

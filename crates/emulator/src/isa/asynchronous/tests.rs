@@ -2,13 +2,10 @@
 
 use super::barrier::State;
 use super::tensor_map::{Swizzle, TensorMap};
-use crate::check::order::Stamp;
-use crate::machine::launch::{Launch, run};
-use crate::memory::{Memory, Owner, Touch};
+use crate::machine::testing::{Bench, Shape, program};
 use crate::options::Options;
-use crate::program::{Addresses, decode};
-use crate::ptx::parse;
-use crate::report::{Finding, Findings, Kind};
+use crate::program::Addresses;
+use crate::report::{Finding, Kind};
 
 /// What a kernel is given and gives back.
 struct Kernel<'a> {
@@ -51,21 +48,8 @@ impl Kernel<'_> {
     }
 
     fn checked(&self, options: &Options) -> (Result<Vec<u32>, Kind>, Vec<Finding>) {
-        let text = self.text();
-        let module = parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
-        let program =
-            decode(&module, &module.functions[0], &Addresses::new()).unwrap_or_else(|error| panic!("{error}"));
-        let memory = Memory::new(1, 1 << 24).unwrap();
-        memory.watch(options.uninitialized, options.races);
-        let allocate = |words: &[u32]| {
-            let address = memory.allocate(Owner::Device(0), 4 * words.len() as u64).unwrap();
-            // SAFETY: so many bytes were just allocated, and nobody else knows of them.
-            unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), address as *mut u32, words.len()) };
-            let stamp = Stamp { stream: 0, sequence: 1, known: [].into(), label: "copy".into() };
-            memory.touch(address..address + 4 * words.len() as u64, Touch::Write, &stamp, &Findings::default());
-            address
-        };
-        let (input, output) = (allocate(self.input), allocate(&vec![u32::MAX; self.output]));
+        let bench = Bench::new(options);
+        let (input, output) = (bench.words(0, self.input), bench.words(0, &vec![u32::MAX; self.output]));
         let mut parameters = [0; 192];
         parameters[..8].copy_from_slice(&input.to_le_bytes());
         parameters[8..16].copy_from_slice(&output.to_le_bytes());
@@ -73,24 +57,9 @@ impl Kernel<'_> {
             let map = TensorMap { address: map.address + input, ..map.clone() };
             parameters[64..192].copy_from_slice(&map.to_bytes());
         }
-        let findings = Findings::default();
-        let launch = Launch {
-            program: &program,
-            grid: [1; 3],
-            block: [self.threads, 1, 1],
-            dynamic_shared: 0,
-            parameters: &parameters,
-            cooperative: false,
-            device: 0,
-            peers: &[],
-            options,
-            stamp: Stamp { stream: 0, sequence: 2, known: [].into(), label: "k".into() },
-            number: 1,
-        };
-        let result = run(&launch, &memory, &findings);
-        // SAFETY: the words were allocated above, and the launch is over.
-        let words = unsafe { std::slice::from_raw_parts(output as *const u32, self.output) }.to_vec();
-        (result.map(|_| words), findings.take())
+        let shape = Shape { block: [self.threads, 1, 1], ..Shape::default() };
+        let result = bench.launch(&self.text(), &shape, &parameters);
+        (result.map(|_| bench.read(output, self.output)), bench.findings.take())
     }
 
     /// What is at `%out` afterwards; nothing may be found.
@@ -432,8 +401,7 @@ fn tiles_are_swizzled_and_come_out_again() {
 fn what_is_not_supported_is_named() {
     let refused = |body: &str| {
         let text = Kernel { body, ..Kernel::default() }.text();
-        let module = parse(&text).unwrap();
-        decode(&module, &module.functions[0], &Addresses::new()).expect_err("it is refused").message
+        program(&text, &Addresses::new()).expect_err("it is refused")
     };
     let multicast = BULK_IN.replace("bytes [", "bytes.multicast::cluster [");
     assert!(refused(&format!("{multicast}, 1;")).contains("is not supported"));
