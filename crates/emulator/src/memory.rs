@@ -14,8 +14,12 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-/// Addresses of one region: what may be allocated from it in the life of a process, freed memory included.
-const REGION: u64 = 1 << 40;
+/// Addresses of all regions together, half of what a process has on x86-64. Freed memory is not used again, so that what a
+/// device may allocate in the life of a process, all in all, is its part of them.
+const ADDRESSES: u64 = 1 << 46;
+
+/// The most addresses of one region.
+const LARGEST_REGION: u64 = 1 << 42;
 
 /// What an address is a multiple of, as `cuMemAlloc` promises, and the gap that is kept between allocations.
 const ALIGNMENT: u64 = 512;
@@ -104,23 +108,24 @@ struct Table {
 
 #[derive(Debug)]
 struct Region {
-    /// Where the mapping begins.
+    /// Where the mapping begins, and its size.
     start: u64,
+    size: u64,
     next: AtomicU64,
     used: AtomicU64,
     capacity: u64,
 }
 
 impl Region {
-    fn reserve(capacity: u64) -> io::Result<Self> {
+    fn reserve(size: u64, capacity: u64) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the system's choice touches no memory of the program.
-        let address = unsafe { libc::mmap(std::ptr::null_mut(), REGION as usize, libc::PROT_NONE, flags, -1, 0) };
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), size as usize, libc::PROT_NONE, flags, -1, 0) };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let (start, first) = (address as u64, (address as u64).next_multiple_of(1 << 21));
-        Ok(Self { start, next: AtomicU64::new(first), used: AtomicU64::new(0), capacity })
+        Ok(Self { start, size, next: AtomicU64::new(first), used: AtomicU64::new(0), capacity })
     }
 
     fn allocate(&self, bytes: u64) -> Option<u64> {
@@ -128,9 +133,12 @@ impl Region {
         let charge = |used: u64| used.checked_add(bytes).filter(|&used| used <= self.capacity);
         self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, charge).ok()?;
         // A page that belongs to nobody lies behind every allocation.
-        let end = self.start + REGION;
+        let end = self.start + self.size;
         let step = |next: u64| next.checked_add(room + page_size()).filter(|&next| next <= end);
-        let address = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).ok()?;
+        let Ok(address) = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, step) else {
+            self.used.fetch_sub(bytes, Ordering::AcqRel);
+            return None;
+        };
         // SAFETY: these pages lie inside this region and were given to nobody yet.
         let result = unsafe { libc::mprotect(address as *mut _, room as usize, libc::PROT_READ | libc::PROT_WRITE) };
         if result != 0 {
@@ -153,7 +161,7 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: the region was mapped by this value, whose owner is gone with all its addresses.
-        unsafe { libc::munmap(self.start as *mut _, REGION as usize) };
+        unsafe { libc::munmap(self.start as *mut _, self.size as usize) };
     }
 }
 
@@ -168,10 +176,11 @@ impl Memory {
     /// If the system does not give the addresses.
     pub fn new(devices: usize, capacity: u64) -> io::Result<Self> {
         let mut regions = Vec::with_capacity(devices + 1);
+        let size = (ADDRESSES / (devices as u64 + 1)).min(LARGEST_REGION) / page_size() * page_size();
         for _ in 0..devices {
-            regions.push(Region::reserve(capacity)?);
+            regions.push(Region::reserve(size, capacity)?);
         }
-        regions.push(Region::reserve(u64::MAX)?);
+        regions.push(Region::reserve(size, u64::MAX)?);
         Ok(Self {
             regions,
             table: RwLock::default(),
@@ -201,6 +210,15 @@ impl Memory {
         table.allocations.insert(base, allocation);
         table.snapshot = None;
         Some(base)
+    }
+
+    /// Zeros on a device for the grid barrier of a cooperative launch.
+    pub(crate) fn workspace(&self, device: usize) -> Option<u64> {
+        let address = self.allocate(Owner::Device(device), 64)?;
+        if let Some(initialized) = self.find(address).as_ref().and_then(|own| own.initialized.as_ref()) {
+            initialized.set(0..64); // fresh pages are zero
+        }
+        Some(address)
     }
 
     /// Gives memory back and returns its size. Waits until no kernel and no copy runs.

@@ -27,8 +27,10 @@ pub enum Kind {
     Mask,
     /// What the ISA leaves undefined, such as an operand out of its range.
     Undefined,
-    /// `trap`, or a failed device-side assertion.
+    /// `trap`.
     Trap,
+    /// A failed device-side assertion.
+    Assertion,
     /// The instruction limit was reached.
     Endless,
     /// A read of memory that nobody wrote.

@@ -243,3 +243,20 @@ fn warp_exchange() {
         assert_eq!(bench.stream.clone_dtoh(&reversed).unwrap(), want);
     });
 }
+
+#[test]
+fn grid_sync() {
+    each_way(|bench| {
+        let kernel = bench.kernel("grid_sync", &[]);
+        for blocks in [1u32, 5, 33] {
+            let mut before = bench.stream.alloc_zeros::<u32>(blocks as usize).unwrap();
+            let mut after = bench.stream.alloc_zeros::<u32>(blocks as usize).unwrap();
+            let mut launch = bench.stream.launch_builder(&kernel);
+            launch.arg(&mut before).arg(&mut after);
+            // SAFETY: the arguments are those of the kernel, as long as it has blocks.
+            unsafe { launch.launch_cooperative(one_dimension(blocks as usize, 64)) }.unwrap();
+            let want: Vec<u32> = (0..blocks).map(|block| (block + 1) % blocks + 1).collect();
+            assert_eq!(bench.stream.clone_dtoh(&after).unwrap(), want);
+        }
+    });
+}

@@ -37,6 +37,7 @@ impl Code {
     pub(crate) const HOST_MEMORY_NOT_REGISTERED: Self = Self(713);
     pub(crate) const ILLEGAL_INSTRUCTION: Self = Self(715);
     pub(crate) const MISALIGNED_ADDRESS: Self = Self(716);
+    pub(crate) const ASSERT: Self = Self(710);
     pub(crate) const LAUNCH_FAILED: Self = Self(719);
     pub(crate) const COOPERATIVE_LAUNCH_TOO_LARGE: Self = Self(720);
     pub(crate) const NOT_PERMITTED: Self = Self(800);
@@ -66,6 +67,7 @@ impl Code {
             Kind::Barrier | Kind::Deadlock | Kind::Endless => Self::LAUNCH_TIMEOUT,
             Kind::Mask | Kind::Undefined => Self::ILLEGAL_INSTRUCTION,
             Kind::InvalidLaunch => Self::INVALID_VALUE,
+            Kind::Assertion => Self::ASSERT,
             Kind::Trap | Kind::Uninitialized | Kind::Race | Kind::Leak => Self::LAUNCH_FAILED,
         }
     }

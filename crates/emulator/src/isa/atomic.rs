@@ -8,8 +8,9 @@ use crate::check::clocks::{Order, Touch};
 use crate::machine::Fault;
 use crate::machine::context::{Access, Context, Where};
 use crate::machine::registers::{Double, LANES, lanes};
-use crate::program::{Address, LOCAL_WINDOW, Reason, SHARED_WINDOW, Scope};
+use crate::program::{Address, LOCAL_WINDOW, PARAMETER_WINDOW, Reason, SHARED_WINDOW, Scope, WINDOW};
 use crate::ptx::ast::{Instruction, Operand, Space, Type};
+use crate::report::Kind;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// What is done to the old value.
@@ -185,6 +186,16 @@ impl Op {
         let addresses = addresses(context, &self.address);
         let size = self.ty.size();
         let writes = context.block.writes;
+        let is_own = |lane: &usize| (LOCAL_WINDOW..PARAMETER_WINDOW + WINDOW).contains(&addresses[*lane]);
+        if self.at == Where::Generic
+            && let Some(lane) = lanes(mask).find(is_own)
+        {
+            return Err(Fault::lane(
+                Kind::Undefined,
+                lane,
+                "updates local memory, where there are no atomic operations",
+            ));
+        }
         let pointers = context.locate(mask, self.at, &addresses, size * self.sources.len(), self.access)?;
         let values = |register: &Register| -> Double {
             match register {

@@ -24,7 +24,8 @@ pub fn execute(op: &Op, context: &mut Context<'_>, mask: u32) -> Result<(), Faul
                 let values = pointer(context, lane, *values)?;
                 let text = render(context, lane, &format, values)?;
                 // Whether anybody reads what is printed is not the kernel's concern.
-                let _ = std::io::stdout().lock().write_all(text.as_bytes());
+                let mut out = std::io::stdout().lock();
+                let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
                 if let Some(result) = *result {
                     let mut bytes = [[0; crate::machine::context::WIDEST]; LANES];
                     bytes[lane][..4].copy_from_slice(&(text.len() as i32).to_le_bytes());
@@ -40,7 +41,7 @@ pub fn execute(op: &Op, context: &mut Context<'_>, mask: u32) -> Result<(), Faul
             let line = context.load(1 << lane, Where::In(Space::Local), &[*line; LANES], 4)?[lane];
             let line = u32::from_le_bytes([line[0], line[1], line[2], line[3]]);
             let (condition, file) = (string(context, lane, condition)?, string(context, lane, file)?);
-            Err(Fault::lane(Kind::Trap, lane, format!("assertion `{condition}` failed at {file}:{line}")))
+            Err(Fault::lane(Kind::Assertion, lane, format!("assertion `{condition}` failed at {file}:{line}")))
         }
         _ => Ok(()),
     }

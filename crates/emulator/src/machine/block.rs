@@ -155,6 +155,8 @@ impl<'a> ThreadBlock<'a> {
             Special::LaneMaskGt => std::array::from_fn(|lane| u32::MAX << lane & !(1 << lane)),
             Special::DynamicSharedSize => same(launch.dynamic_shared as u32),
             Special::TotalSharedSize => same(launch.shared() as u32),
+            Special::WorkspaceLow => same(self.environment.workspace as u32),
+            Special::WorkspaceHigh => same((self.environment.workspace >> 32) as u32),
             Special::Zero => same(0),
             Special::One => same(1),
         };
@@ -438,6 +440,8 @@ impl<'a> ThreadBlock<'a> {
             }
             control::Op::Pause => return Ok(Some(Flow::Yield)),
             control::Op::Fence(reach) => {
+                // Blocks run on several threads of the host, which must see each other's accesses in this order too.
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
                 self.memory.fence(index, active, *reach);
             }
             control::Op::Barrier(number, count, kind, aligned) => {

@@ -70,6 +70,8 @@ impl Launch<'_> {
 pub struct Environment<'a> {
     /// What is launched.
     pub launch: &'a Launch<'a>,
+    /// Where the blocks of a cooperative launch count who has come to their grid barrier; 0 for other launches.
+    pub workspace: u64,
     /// The memory there is.
     pub snapshot: Snapshot,
     /// Where findings go.
@@ -119,9 +121,48 @@ pub(crate) struct Failure {
     pub(crate) first_thread: usize,
 }
 
+/// The blocks of a launch that were not begun, in the order in which they will be: by number, or from a seed by steps that
+/// share no factor with how many there are, so that a grid of any size needs no list.
+struct Fresh {
+    begun: u64,
+    blocks: u64,
+    first: u64,
+    step: u64,
+}
+
+impl Fresh {
+    fn new(blocks: u64, random: Option<Random>) -> Self {
+        let Some(mut random) = random.filter(|_| blocks > 1) else {
+            return Self { begun: 0, blocks, first: 0, step: 1 };
+        };
+        let divides = |a: u64| {
+            let (mut a, mut b) = (a, blocks);
+            while b > 0 {
+                (a, b) = (b, a % b);
+            }
+            a
+        };
+        let first = random.below(blocks);
+        let mut step = 1 + random.below(blocks - 1);
+        while divides(step) != 1 {
+            step = step % (blocks - 1) + 1;
+        }
+        Self { begun: 0, blocks, first, step }
+    }
+
+    fn next(&mut self) -> Option<u64> {
+        let number =
+            (u128::from(self.begun) * u128::from(self.step) + u128::from(self.first)) % u128::from(self.blocks.max(1));
+        (self.begun < self.blocks).then(|| {
+            self.begun += 1;
+            number as u64
+        })
+    }
+}
+
 /// Blocks that wait for a worker.
 struct Queue<'a> {
-    fresh: VecDeque<u64>,
+    fresh: Fresh,
     parked: VecDeque<ThreadBlock<'a>>,
     running: usize,
     /// Blocks that have only waited for many rounds, and the progress since which they do.
@@ -139,20 +180,36 @@ const PATIENCE: u32 = 8;
 /// # Errors
 /// The kind of the first fault, which stands among the findings.
 pub fn run(launch: &Launch<'_>, memory: &Memory, findings: &Findings) -> Result<Option<Profile>, Kind> {
+    if !launch.cooperative {
+        return run_in(launch, 0, memory, findings);
+    }
+    let Some(workspace) = memory.workspace(launch.device) else {
+        let message = "the device has no memory left for the workspace of a cooperative launch";
+        findings.add(refused(launch, message));
+        return Err(Kind::InvalidLaunch);
+    };
+    let result = run_in(launch, workspace, memory, findings);
+    let _ = memory.free(workspace); // nobody else knows of it
+    result
+}
+
+/// Says why a launch is refused as a whole.
+fn refused(launch: &Launch<'_>, message: &str) -> Finding {
+    let (kernel, message) = (launch.program.name.clone(), message.to_owned());
+    Finding { kind: Kind::InvalidLaunch, kernel, place: None, thread: None, message, other: None }
+}
+
+/// Runs a launch whose blocks count at `workspace` who has come to their grid barrier.
+fn run_in(launch: &Launch<'_>, workspace: u64, memory: &Memory, findings: &Findings) -> Result<Option<Profile>, Kind> {
     let Some(vectors) = Vectors::detect() else {
-        findings.add(Finding {
-            kind: Kind::InvalidLaunch,
-            kernel: launch.program.name.clone(),
-            place: None,
-            thread: None,
-            message: "kernels are run with AVX2, FMA and F16C, which this processor does not have".to_owned(),
-            other: None,
-        });
+        let message = "kernels are run with AVX2, FMA and F16C, which this processor does not have";
+        findings.add(refused(launch, message));
         return Err(Kind::InvalidLaunch);
     };
     let _held = memory.hold();
     let environment = Environment {
         launch,
+        workspace,
         snapshot: memory.snapshot(),
         findings,
         order: global::Launch::new(launch.stamp.clone()),
@@ -161,10 +218,8 @@ pub fn run(launch: &Launch<'_>, memory: &Memory, findings: &Findings) -> Result<
         steps: AtomicU64::new(0),
         progress: AtomicU64::new(0),
     };
-    let mut fresh: VecDeque<u64> = (0..launch.blocks()).collect();
-    if let Some(seed) = launch.options.seed {
-        Random::new(seed ^ launch.number.rotate_left(32)).shuffle(fresh.make_contiguous());
-    }
+    let random = launch.options.seed.map(|seed| Random::new(seed ^ launch.number.rotate_left(32)));
+    let fresh = Fresh::new(launch.blocks(), random);
     let queue = Mutex::new(Queue { fresh, parked: VecDeque::new(), running: 0, stuck: (0, 0) });
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = match launch.options.workers {
@@ -300,7 +355,7 @@ impl<'a> Worker<'a, '_> {
         };
         // Blocks that are parked come after fresh ones, so that a block which waits for a later one meets it.
         let room = queue.running + queue.parked.len() < resident;
-        let number = if room { queue.fresh.pop_front() } else { None };
+        let number = if room { queue.fresh.next() } else { None };
         let block = match number {
             Some(number) => {
                 queue.running += 1;

@@ -83,7 +83,7 @@ fn assertions_fail_with_their_text() {
     let addresses = Addresses::from([("format".to_owned(), (Space::Global, text))]);
     let shape = Shape { addresses, ..Shape::default() };
     let kernel = Kernel { head: HEAD, body, ..Kernel::default() };
-    assert_eq!(bench.launch(&kernel.text(), &shape, &[0; 16]), Err(Kind::Trap));
+    assert_eq!(bench.launch(&kernel.text(), &shape, &[0; 16]), Err(Kind::Assertion));
     let found = bench.findings.take().pop().unwrap();
     assert_eq!(found.message, "assertion `x > 1` failed at a.cu:77");
     assert_eq!(found.thread.unwrap().thread, [3, 0, 0]);
