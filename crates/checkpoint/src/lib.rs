@@ -20,6 +20,7 @@ pub use dtype::{Dtype, narrow};
 pub use error::{Error, Fault};
 pub use folder::Checkpoint;
 pub use output::Output;
+pub use target::resolve;
 pub use tensor::{Tensor, Values};
 
 #[cfg(not(target_endian = "little"))]

@@ -125,6 +125,12 @@ impl Output {
         self.staged.path()
     }
 
+    /// The parents that were created for it, each after those it lies in; they go with it where it is dropped and they
+    /// are empty.
+    pub fn created(&self) -> &[PathBuf] {
+        self.created.paths()
+    }
+
     /// Copies every tensor that was not written from the source: afterwards [`staged`](Self::staged) is a whole
     /// checkpoint, which can be opened. Tensors may still be written.
     ///
@@ -146,6 +152,14 @@ impl Output {
             }
         }
         Ok(())
+    }
+
+    /// Waits until what was written so far is on the disk, so that [`publish`](Self::publish) takes a moment only.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn flush(&self) -> Result<(), Error> {
+        copy::flush(self.staged())
     }
 
     /// Completes the checkpoint, waits until it is on the disk and renames it to its destination, which is returned as

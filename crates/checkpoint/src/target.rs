@@ -145,6 +145,13 @@ impl Target {
 #[derive(Debug)]
 pub(crate) struct CreatedFolders(Vec<PathBuf>);
 
+impl CreatedFolders {
+    /// The folders, each after those it lies in.
+    pub(crate) fn paths(&self) -> &[PathBuf] {
+        &self.0
+    }
+}
+
 impl Drop for CreatedFolders {
     fn drop(&mut self) {
         for folder in self.0.iter().rev() {
@@ -155,7 +162,10 @@ impl Drop for CreatedFolders {
 }
 
 /// The path without `.`, `..` and symbolic links; the end of it need not exist.
-fn resolve(path: &Path) -> Result<PathBuf, Error> {
+///
+/// # Errors
+/// [`Error::Io`] if the path is empty or the current folder is gone.
+pub fn resolve(path: &Path) -> Result<PathBuf, Error> {
     let mut resolved = PathBuf::new();
     for component in std::path::absolute(path).map_err(Error::io("find", path))?.components() {
         match component {

@@ -1,19 +1,29 @@
 //! Ctrl-C and SIGTERM: what was begun on disk is removed before the program ends.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
+use checkpoint::Output;
 
 /// The exit code of a program that an interrupt ended: 128 + SIGINT.
 const EXIT_CODE: i32 = 130;
 
-/// Folders that exist only while the program runs.
-static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// What exists only while the program runs. Whoever holds the lock is not interrupted.
+static BEGUN: Mutex<Vec<Begun>> = Mutex::new(Vec::new());
 
-fn temporary() -> MutexGuard<'static, Vec<PathBuf>> {
-    TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
+/// What an output has on disk until it is published.
+#[derive(Debug)]
+struct Begun {
+    /// The temporary folder.
+    staged: PathBuf,
+    /// The parents made for it, each after those it lies in.
+    created: Vec<PathBuf>,
+}
+
+fn begun() -> MutexGuard<'static, Vec<Begun>> {
+    BEGUN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Starts to listen for interrupts.
@@ -22,28 +32,49 @@ fn temporary() -> MutexGuard<'static, Vec<PathBuf>> {
 /// If the system does not let us.
 pub fn listen() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
-        for folder in temporary().iter() {
+        // Held until the end: nothing is begun or published any more. The latest goes first, out of the parents that
+        // an earlier one may have made.
+        let begun = begun();
+        for Begun { staged, created } in begun.iter().rev() {
             // There is nobody left to tell, and what cannot be removed is named by its dot and `partial`.
-            let _ = fs::remove_dir_all(folder);
+            let _ = fs::remove_dir_all(staged);
+            for folder in created.iter().rev() {
+                // Fails where something else lies in it by now, which then stays.
+                let _ = fs::remove_dir(folder);
+            }
         }
         std::process::exit(EXIT_CODE);
     })
     .context("cannot listen for interrupts")
 }
 
-/// Has a folder removed should an interrupt come while the returned guard lives.
-#[must_use]
-pub fn guard(folder: &Path) -> Guard {
-    temporary().push(folder.to_owned());
-    Guard(folder.to_owned())
+/// Does work that must not be left half done: an interrupt waits for its end. It must be short, and neither begin an
+/// output nor drop a [`Guard`].
+pub fn undivided<T>(work: impl FnOnce() -> T) -> T {
+    let _held = begun();
+    work()
+}
+
+/// Begins an output that is removed, with the parents made for it, should an interrupt come while the guard lives. The
+/// guard stands first for its binding to outlive that of the output, whose own removal may be interrupted, too.
+///
+/// # Errors
+/// Those of `create`.
+pub fn guard<E>(create: impl FnOnce() -> Result<Output, E>) -> Result<(Guard, Output), E> {
+    let mut begun = begun();
+    let output = create()?;
+    let staged = output.staged().to_owned();
+    begun.push(Begun { staged: staged.clone(), created: output.created().to_owned() });
+    Ok((Guard(staged), output))
 }
 
 /// See [`guard`].
 #[derive(Debug)]
+#[must_use]
 pub struct Guard(PathBuf);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        temporary().retain(|folder| *folder != self.0);
+        begun().retain(|entry| entry.staged != self.0);
     }
 }

@@ -39,12 +39,12 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
         return print(&plan.to_string());
     }
     if let Some(path) = &plan.settings.report {
-        report::check_path(path, &plan.settings.model, &plan.settings.output)?;
+        report::check_path(path, &plan.settings, args.config.as_deref())?;
     }
     interrupt::listen()?;
     let report = pipeline::prune(&plan, &checkpoint, &Progress::start(args.verbosity))?;
     if let Some(path) = &plan.settings.report {
-        report.write(path)?;
+        interrupt::undivided(|| report.write(path))?;
     }
     print(&summary::summary(&report))
 }

@@ -35,8 +35,8 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
     check_replaced(&settings.output, settings.overwrite)?;
     check_finite(checkpoint)?;
     // Made first, so that an output that cannot be is refused before the work.
-    let output = Output::create(checkpoint, &settings.output, settings.overwrite)?;
-    let _guard = interrupt::guard(output.staged());
+    let create = || Output::create(checkpoint, &settings.output, settings.overwrite);
+    let (_guard, output) = interrupt::guard(create)?;
     let inputs = time(&clock, Phase::Embed, || Inputs::read(plan))?;
     let run = Run { plan, model: &model, inputs: &inputs, progress, clock: &clock };
     let mut perplexities = Vec::new();
@@ -44,8 +44,7 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
     for method in [Method::Magnitude, Method::Wanda] {
         if settings.baselines && settings.method != method {
             // A baseline is a checkpoint that is measured and never published.
-            let baseline = Output::create(checkpoint, &settings.output, settings.overwrite)?;
-            let _guard = interrupt::guard(baseline.staged());
+            let (_guard, baseline) = interrupt::guard(create)?;
             run.prune(method, &baseline)?;
             time(&clock, Phase::Write, || baseline.complete())?;
             perplexities.extend(run.evaluate(baseline.staged(), Some(method))?);
@@ -75,7 +74,9 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
     };
     output.write_file(settings::FILE_NAME, stored.as_bytes())?;
     output.write_file(REPORT_NAME, report.to_json()?.as_bytes())?;
-    output.publish()?;
+    // The long wait for the disk may be interrupted; the exchange of a result for another may not.
+    output.flush()?;
+    interrupt::undivided(|| output.publish())?;
     Ok(report)
 }
 

@@ -1,14 +1,17 @@
 //! What a run hands back: perplexities, layers, time and memory by phase.
 
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use checkpoint::resolve;
 use prune::Method;
 use serde::Serialize;
 
 use crate::memory;
+use crate::settings::Settings;
 
 /// Everything that is known at the end of a prune; what `--report` writes.
 #[derive(Clone, Debug, Serialize)]
@@ -218,19 +221,47 @@ impl Report {
     }
 }
 
-/// Refuses a path that no report can be written to, before the work is done that it would tell about.
+/// Refuses a path that no report can be written to, before the work is done that it would tell about. `config` is the file
+/// that settings were read from.
 ///
 /// # Errors
-/// If the path is a folder, or the one that the result will be, if nothing can be written beside it, or if that is the
-/// model's folder.
-pub fn check_path(path: &Path, model: &Path, output: &Path) -> anyhow::Result<()> {
+/// If the path is a folder, lies in the model or in the result, is the result's own or that of a file that the run reads,
+/// links followed; or if nothing can be written beside it.
+pub fn check_path(path: &Path, settings: &Settings, config: Option<&Path>) -> anyhow::Result<()> {
+    let Settings { model, output, calibration, evaluate, .. } = settings;
     ensure!(!path.is_dir(), "the report {} is a folder", path.display());
-    if let (Ok(report), Ok(output)) = (std::path::absolute(path), std::path::absolute(output)) {
-        ensure!(!output.starts_with(report), "the report {} is where the result goes", path.display());
+    // A link is replaced, not followed: what it leads to would come to no harm, but is hardly what was meant.
+    let places = [resolve(folder_of(path))?.join(path.file_name().unwrap_or_default()), resolve(path)?];
+    let result = resolve(output)?;
+    for place in &places {
+        ensure!(!result.starts_with(place), "the report {} is where the result goes", path.display());
+        ensure!(
+            !place.starts_with(&result),
+            "the report {} would lie in the result {}, which has its own",
+            path.display(),
+            output.display()
+        );
     }
     ensure!(folder_of(path).is_dir(), "there is no folder for the report {}", path.display());
-    if let (Ok(folder), Ok(model)) = (folder_of(path).canonicalize(), model.canonicalize()) {
-        ensure!(!folder.starts_with(model), "the report {} would lie in the model's folder", path.display());
+    // In the Hub's cache, the files of a model are links to other folders.
+    let files = fs::read_dir(model).with_context(|| format!("cannot list {}", model.display()))?;
+    let files = files.map(|file| file.map(|file| file.path())).collect::<Result<Vec<_>, _>>()?;
+    for part in std::iter::once(model).chain(&files) {
+        let real = resolve(part)?;
+        ensure!(
+            !places.iter().any(|place| place.starts_with(&real)),
+            "the report {} would lie in the model's folder {}",
+            path.display(),
+            model.display()
+        );
+    }
+    for input in calibration.iter().chain(evaluate).map(PathBuf::as_path).chain(config) {
+        ensure!(
+            !places.contains(&resolve(input)?),
+            "the report {} would replace {}, which this run reads",
+            path.display(),
+            input.display()
+        );
     }
     let tried = tempfile::tempfile_in(folder_of(path));
     tried.map(drop).with_context(|| format!("cannot write the report {}", path.display()))

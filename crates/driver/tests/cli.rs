@@ -411,9 +411,60 @@ fn a_report_that_cannot_be_written_is_refused_before_the_work() {
     refuse(&["gone/report.json", "no folder"], "gone/report.json");
     refuse(&["where the result goes"], "out");
     refuse(&["where the result goes"], "./out");
+    refuse(&["where the result goes"], "gone/../out");
+    refuse(&["model's folder"], "model/../model/report.json");
     // A folder of the system in which nobody makes files, whoever runs the test.
     #[cfg(target_os = "linux")]
     refuse(&["cannot write the report"], "/proc/report.json");
+}
+
+#[test]
+fn a_report_replaces_neither_the_result_nor_what_is_read() {
+    let place = Place::with_demo();
+    let calibration = std::fs::read(demo_text("calibration.txt")).unwrap();
+    for name in ["text.txt", "other.txt"] {
+        place.write(name, &calibration);
+    }
+    place.write("run.toml", "sequences = 2\n");
+    place.run(&small("text.txt", &["--method", "magnitude"])).assert_success();
+    let refuse = |parts: &[&str], report: &str| {
+        let kept = std::fs::read(place.path(report)).ok();
+        let more = ["--evaluate", "other.txt", "--config", "run.toml", "--overwrite", "--report", report];
+        let refused = place.refuses(1, parts, &small("text.txt", &more));
+        assert!(!refused.contains("block 1 of"), "{refused}");
+        assert_eq!(std::fs::read(place.path(report)).ok(), kept);
+    };
+    for name in ["out/model.safetensors", "out/config.json", "out/pruning.toml", "out/new.json", "model/../out/x"] {
+        refuse(&[name, "in the result out"], name);
+    }
+    for name in ["text.txt", "other.txt", "run.toml"] {
+        refuse(&[name, "which this run reads"], name);
+        refuse(&[name, "which this run reads"], &format!("model/../{name}"));
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::symlink;
+
+        std::fs::create_dir(place.path("blobs")).unwrap();
+        std::fs::rename(place.path("model/model.safetensors"), place.path("blobs/weights")).unwrap();
+        symlink("../blobs/weights", place.path("model/model.safetensors")).unwrap();
+        symlink("text.txt", place.path("link.txt")).unwrap();
+        symlink("out", place.path("link")).unwrap();
+        refuse(&["blobs/weights", "model's folder"], "blobs/weights");
+        refuse(&["link.txt", "text.txt, which this run reads"], "link.txt");
+        refuse(&["link/model.safetensors", "in the result out"], "link/model.safetensors");
+    }
+}
+
+/// Runs the program, interrupts it as soon as the shell finds `moment` true, and returns its exit code; ended before the
+/// moment came, it is not interrupted.
+#[cfg(unix)]
+fn interrupt(place: &Place, flags: &[&str], moment: &str) -> Option<i32> {
+    let script = format!("\"$@\" & until {moment}; do kill -0 $! || break; done 2> /dev/null; kill -INT $!; wait $!");
+    // A shell without job control has its background jobs ignore SIGINT.
+    let mut bash = std::process::Command::new("bash");
+    bash.args(["-m", "-c", &script, "bash", env!("CARGO_BIN_EXE_driver")]).args(flags);
+    bash.current_dir(place.path("")).status().unwrap().code()
 }
 
 /// An interrupt in the middle of the work leaves nothing of it behind.
@@ -421,18 +472,42 @@ fn a_report_that_cannot_be_written_is_refused_before_the_work() {
 #[test]
 fn an_interrupt_leaves_nothing_behind() {
     let place = Place::with_demo();
-    let program = env!("CARGO_BIN_EXE_driver");
     let text = demo_text("calibration.txt");
+    let prune = ["prune", "model", "--quiet", "--calibration", &text];
     // The interrupt comes once the temporary folder is there, however fast the machine is.
-    let script = format!(
-        "'{program}' prune model --calibration '{text}' --output out --quiet & \
-         while ! ls -A | grep -q partial; do kill -0 $! || exit 99; done; kill -INT $!; wait $!"
-    );
-    // A shell without job control has its background jobs ignore SIGINT.
-    let status =
-        std::process::Command::new("bash").args(["-m", "-c", &script]).current_dir(place.path("")).status().unwrap();
-    assert_eq!(status.code(), Some(130));
-    assert_eq!(place.list(), ["model"]);
+    for (output, moment) in [
+        (&["--output", "out"][..], "ls -A | grep -q partial"),
+        (&["--output", "a/b/out"], "ls -A a/b | grep -q partial"),
+        (&["--output", "a/b/out"], "test -e a"),
+        (&[], "ls -A pruned | grep -q partial"),
+    ] {
+        assert_eq!(interrupt(&place, &[&prune, output].concat(), moment), Some(130), "{output:?}");
+        assert_eq!(place.list(), ["model"], "{output:?}");
+    }
+    // A parent that was there before stays.
+    std::fs::create_dir(place.path("a")).unwrap();
+    let flags = [&prune[..], &["--output", "a/b/out"]].concat();
+    assert_eq!(interrupt(&place, &flags, "ls -A a/b | grep -q partial"), Some(130));
+    assert_eq!(place.list(), ["a", "model"]);
+    assert!(!place.path("a/b").exists());
+}
+
+/// Interrupted while a result takes the place of another, the program first brings that to its end.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_does_not_come_between_two_results() {
+    let place = Place::with_demo();
+    let text = demo_text("calibration.txt");
+    let prune = ["prune", "model", "--quiet", "--calibration", &text, "--method", "magnitude", "--output", "out"];
+    place.run(&prune).assert_success();
+    // The removal of many files is long enough for the shell to see the folder that they were moved to.
+    for file in 0..20_000 {
+        place.write(&format!("out/{file}"), "");
+    }
+    let code = interrupt(&place, &[&prune[..], &["--overwrite"]].concat(), "ls -A | grep -q replaced");
+    assert!(matches!(code, Some(0 | 130)), "{code:?}");
+    assert_eq!(place.list(), ["model", "out"]);
+    assert!(place.path("out/pruning.json").is_file() && !place.path("out/0").exists());
 }
 
 /// A limit on the size of files stands in for a full disk: both end in an error of `write`.
