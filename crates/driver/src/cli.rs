@@ -236,7 +236,7 @@ pub struct Choices {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shards: Option<i64>,
 
-    /// Threads of all shards together [default: as many as the machine has]
+    /// Threads of all shards together, at most as many as the machine has [default: all of those]
     #[arg(short, long, value_name = "COUNT", allow_negative_numbers = true, help_heading = "Running")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<i64>,

@@ -294,6 +294,16 @@ fn shards_without_work_are_left_out_and_reported() {
 }
 
 #[test]
+fn threads_beyond_those_of_the_machine_are_left_out() {
+    let place = Place::with_demo();
+    let run = place.run(&small(&demo_text("calibration.txt"), &["--blocks", "0..1", "--threads", "1024"]));
+    run.assert_success();
+    let most = std::thread::available_parallelism().unwrap().get();
+    let warned = run.stderr.contains(&format!("1024 threads are more than the {most} that this machine runs"));
+    assert_eq!(warned, most < 1024, "{}", run.stderr);
+}
+
+#[test]
 fn activations_that_overflow_are_refused_by_block() {
     // Finite weights as large as f16 holds them: fc1 times fc2 leaves the range of the kept activations.
     refuses_model(&["block 1"], |place| {
