@@ -92,6 +92,8 @@ pub struct PruneArgs {
     pub dry_run: bool,
 
     /// Replace an existing output folder, if an earlier run wrote it
+    ///
+    /// All that is in the folder is deleted, files that you added to it included.
     #[arg(long, help_heading = "Output")]
     pub overwrite: bool,
 
@@ -205,7 +207,14 @@ pub struct Choices {
     pub sampling: Option<Sampling>,
 
     /// Seed of random sampling [default: 0]
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, help_heading = "Calibration")]
+    // TOML, in which the settings are stored, has signed numbers only.
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64),
+        allow_negative_numbers = true,
+        help_heading = "Calibration"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
 
@@ -227,7 +236,7 @@ pub struct Choices {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shards: Option<i64>,
 
-    /// Threads of all shards together [default: as many as the machine has]
+    /// Threads of all shards together, at most as many as the machine has [default: all of those]
     #[arg(short, long, value_name = "COUNT", allow_negative_numbers = true, help_heading = "Running")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<i64>,

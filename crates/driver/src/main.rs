@@ -32,6 +32,7 @@ fn main() -> ExitCode {
 
 fn prune(args: &PruneArgs) -> anyhow::Result<()> {
     let settings = Settings::resolve(args)?;
+    let progress = Progress::start(args.verbosity);
     start_threads(settings.threads)?;
     let checkpoint = Checkpoint::open(&settings.model)?;
     let plan = Plan::new(settings, &checkpoint)?;
@@ -42,7 +43,7 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
         report::check_path(path, &plan.settings, args.config.as_deref())?;
     }
     interrupt::listen()?;
-    let report = pipeline::prune(&plan, &checkpoint, &Progress::start(args.verbosity))?;
+    let report = pipeline::prune(&plan, &checkpoint, &progress)?;
     if let Some(path) = &plan.settings.report {
         interrupt::undivided(|| report.write(path))?;
     }
@@ -52,21 +53,29 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
 fn evaluate_texts(args: EvaluateArgs) -> anyhow::Result<()> {
     let verbosity = args.verbosity;
     let evaluation = Evaluation::resolve(args)?;
+    let progress = Progress::start(verbosity);
     start_threads(evaluation.threads)?;
     let checkpoint = Checkpoint::open(&evaluation.model)?;
-    let perplexity = evaluate::evaluate(&evaluation, &checkpoint, &Progress::start(verbosity))?;
+    let perplexity = evaluate::evaluate(&evaluation, &checkpoint, &progress)?;
     print(&summary::perplexity(&evaluation, &perplexity))
 }
 
 fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
-    start_threads(settings::threads(args.threads)?)?;
+    let threads = settings::threads(args.threads)?;
+    let _progress = Progress::start(args.verbosity);
+    start_threads(threads)?;
     let inspection = Inspection::of(&Checkpoint::open(&args.model)?);
     print(&if args.json { inspection.to_json()? } else { inspection.to_text() })
 }
 
-/// Sets how many threads all parallel work of this process shares.
+/// Sets how many threads all parallel work of this process shares: no more than the machine runs at a time, since others
+/// would take turns with those and only cost time.
 fn start_threads(threads: Option<usize>) -> anyhow::Result<()> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0));
+    let most = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+    if let Some(asked) = threads.filter(|&asked| asked > most) {
+        tracing::warn!("{asked} threads are more than the {most} that this machine runs at a time, which are used");
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.map_or(0, |asked| asked.min(most)));
     pool.build_global().context("cannot start the threads")
 }
 

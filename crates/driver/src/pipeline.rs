@@ -33,7 +33,10 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
     let stored = settings.to_toml(plan.sequence_length)?;
     check_memory(plan)?;
     check_replaced(&settings.output, settings.overwrite)?;
-    check_finite(checkpoint)?;
+    check_finite(&model)?;
+    if let Some(warning) = idle_shards(plan) {
+        tracing::warn!("{warning}");
+    }
     // Made first, so that an output that cannot be is refused before the work.
     let create = || Output::create(checkpoint, &settings.output, settings.overwrite);
     let (_guard, output) = interrupt::guard(create)?;
@@ -64,9 +67,9 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
         bits: settings.bits,
         sequences: inputs.calibration.as_ref().map_or(0, |sequences| sequences.count()),
         sequence_length: plan.sequence_length,
-        shards: settings.shards,
+        shards: plan.workers(),
         perplexities,
-        warnings: warnings(&layers),
+        warnings: idle_shards(plan).into_iter().chain(raised_dampings(&layers)).collect(),
         layers,
         phases: clock.phases(),
         seconds: clock.seconds(),
@@ -106,14 +109,13 @@ fn check_replaced(output: &Path, overwrite: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails at the first tensor that holds NaN or infinity, pruned or not: a result with one is of no use to anybody, and
-/// better refused now than after hours.
-fn check_finite(checkpoint: &Checkpoint) -> anyhow::Result<()> {
-    for tensor in checkpoint.tensors() {
-        if let Ok(values) = tensor.values() {
-            model::Weight::from(values).check_finite(tensor.name)?;
-            checkpoint.release(tensor.name);
-        }
+/// Fails at the first tensor of the model that holds NaN or infinity, pruned or not: a result with one is of no use to
+/// anybody, and better refused now than after hours. Other tensors may: old checkpoints keep attention masks.
+fn check_finite(model: &Model<'_>) -> anyhow::Result<()> {
+    let checkpoint = model.checkpoint();
+    for name in model.tensor_names() {
+        model::Weight::from(checkpoint.tensor(&name)?.values()?).check_finite(&name)?;
+        checkpoint.release(&name);
     }
     Ok(())
 }
@@ -122,8 +124,14 @@ fn time<T>(clock: &Mutex<Clock>, phase: Phase, work: impl FnOnce() -> T) -> T {
     clock.lock().unwrap_or_else(PoisonError::into_inner).time(phase, work)
 }
 
-/// What went not as asked, a line each.
-fn warnings(layers: &[LayerReport]) -> Vec<String> {
+/// That more shards are asked for than have anything to do, if so.
+fn idle_shards(plan: &Plan) -> Option<String> {
+    let (asked, used) = (plan.settings.shards, plan.workers());
+    (used < asked).then(|| format!("{} of {asked} shards have nothing to do, {used} are used", asked - used))
+}
+
+/// The layers whose damping is not the one asked for, a line each.
+fn raised_dampings(layers: &[LayerReport]) -> Vec<String> {
     let raised = layers.iter().filter(|layer| layer.retries > 0);
     let line = |layer: &LayerReport| {
         let damping = layer.damping.unwrap_or_default();
@@ -163,7 +171,7 @@ impl Run<'_> {
             output,
             task: &task,
         };
-        let mut reports = run_shards(settings.shards, |collective| prune_blocks(&job, collective, self.clock))?;
+        let mut reports = run_shards(self.plan.workers(), |collective| prune_blocks(&job, collective, self.clock))?;
         Ok(reports.swap_remove(0))
     }
 

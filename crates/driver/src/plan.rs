@@ -132,6 +132,14 @@ impl Plan {
         })
     }
 
+    /// The shards that are used: no more than there are sequences, or rows of the tallest layer to prune, since others
+    /// would only be waited for.
+    pub fn workers(&self) -> usize {
+        let sequences = if self.settings.calibrates() { self.settings.sequences } else { 0 };
+        let rows = self.stages().flat_map(|stage| stage.layers).map(|layer| layer.rows).max().unwrap_or(0);
+        self.settings.shards.min(sequences.max(rows).max(1))
+    }
+
     /// Calibration tokens.
     pub fn tokens(&self) -> u64 {
         (self.settings.sequences as u64).saturating_mul(self.sequence_length as u64)
@@ -174,7 +182,7 @@ impl Plan {
         for stage in self.stages() {
             blocks[stage.block] = blocks[stage.block].saturating_add(weights(&stage));
         }
-        let shards = self.settings.shards;
+        let shards = self.workers();
         let stored = self.layout.dtype.size();
         let copies = if method == Method::Sparsegpt { 8 } else { 4 }.max(stored * (1 + 2 * shards)) as u64;
         // Each shard has a chunk under way: the residual stream, what its norm makes of that, what the first stage of a
@@ -227,10 +235,10 @@ fn stage_operations(stage: &Stage, tokens: f64, method: Method) -> Operations {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { model, output, method, pattern, sequences, shards, panel_width, damping, .. } = &self.settings;
+        let Settings { model, output, method, pattern, sequences, panel_width, damping, .. } = &self.settings;
         let bits = self.settings.bits.map_or(String::new(), |bits| format!(", {bits} bits"));
         writeln!(f, "Prune {}: {}, {} blocks", model.display(), self.layout.architecture, self.layout.blocks)?;
-        writeln!(f, "  to        {pattern}{bits} by {method}; {}", count(*shards, "shard"))?;
+        writeln!(f, "  to        {pattern}{bits} by {method}; {}", count(self.workers(), "shard"))?;
         if *method == Method::Sparsegpt {
             writeln!(f, "  with      damping {damping}, panels of {panel_width} columns")?;
         }
@@ -389,6 +397,18 @@ mod tests {
         assert_eq!((eight.hessian, eight.block), (8 * memory.hessian, 8 * memory.block));
         assert_eq!(eight.activations, memory.activations, "sequences are divided");
         assert_eq!(eight.layer, 64 * 200 * 17 * 2, "rows are divided, but gathered by all");
+    }
+
+    #[test]
+    fn shards_are_no_more_than_have_anything_to_do() {
+        let workers = |flags: &[&str]| plan(flags).unwrap().workers();
+        assert_eq!(workers(&["--shards", "64"]), 64);
+        assert_eq!(workers(&["--shards", "1000"]), 64, "rows of q and down");
+        assert_eq!(workers(&["--shards", "1000", "--only", "k"]), 32, "rows of k");
+        let few_rows = ["--shards", "9", "--only", "k"];
+        assert_eq!(workers(&few_rows), 9);
+        let memory = |shards| plan(&["--shards", shards]).unwrap().memory();
+        assert_eq!(memory("1000"), memory("64"));
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub struct Report {
     pub layers: Vec<LayerReport>,
     /// Time and memory by phase, in the order of the data flow.
     pub phases: Vec<PhaseReport>,
-    /// What went not as asked: damping raised, shards left without rows.
+    /// What went not as asked: damping raised, shards left without work.
     pub warnings: Vec<String>,
     /// From start to end, in seconds.
     pub seconds: f64,

@@ -91,6 +91,7 @@ fn a_bad_flag_is_told_by_exit_code_2() {
         (&["--threads", "0"], "at least 1"),
         (&["--sampling", "stratified"], "possible values"),
         (&["--seed", "-1"], "--seed"),
+        (&["--seed", "18446744073709551615"], "0..=9223372036854775807"),
         (&["--activations", "int8"], "possible values"),
         (&["--only", "("], "--only"),
         (&["--skip", "[z-a]"], "--skip"),
@@ -183,7 +184,7 @@ fn wrong_shapes_and_dtypes_are_refused() {
     };
     refuses_model(&[layer, "128", "512", "256"], set("shape", json!([128, 512])));
     refuses_model(&[layer, "65536"], set("shape", json!([65536])));
-    refuses_model(&[layer, "I16"], set("dtype", json!("I16")));
+    refuses_model(&[layer, "I16", "torch_dtype"], set("dtype", json!("I16")));
     refuses_model(&[layer], |place| {
         place.edit_weights(|header, _| {
             let entry = header.as_object_mut().unwrap().remove(layer).unwrap();
@@ -240,6 +241,66 @@ fn weights_that_no_pruning_touches_are_checked_as_well() {
     for tensor in ["model.decoder.embed_tokens.weight", "model.decoder.final_layer_norm.weight"] {
         refuses_model(&[tensor], |place| overwrite(place, tensor, 1, f16::NAN));
     }
+}
+
+#[test]
+fn tensors_that_are_none_of_the_models_may_hold_infinity() {
+    let place = Place::with_demo();
+    place.edit_weights(|header, data| {
+        let start = data.len();
+        data.extend(f16::NEG_INFINITY.to_le_bytes());
+        header["model.decoder.layers.0.masked_bias"] =
+            json!({"dtype": "F16", "shape": [1], "data_offsets": [start, start + 2]});
+    });
+    place.run(&small(&demo_text("calibration.txt"), &["--blocks", "0..1"])).assert_success();
+}
+
+#[test]
+fn quantized_checkpoints_are_refused_with_the_way_out() {
+    for (quantization, method) in [(json!({"quant_method": "gptq", "bits": 4}), "\"gptq\""), (json!({}), "missing")] {
+        refuses_model(&["quantized", method, "original", "dequantize"], |place| {
+            place.edit_config(|config| config["quantization_config"] = quantization);
+        });
+    }
+    let place = Place::with_demo();
+    place.edit_config(|config| config["quantization_config"] = Value::Null);
+    place.run(&small(&demo_text("calibration.txt"), &["--dry-run"])).assert_success();
+}
+
+#[test]
+fn shards_without_work_are_left_out_and_reported() {
+    let place = Place::with_demo();
+    let text = demo_text("calibration.txt");
+    let only = ["--blocks", "0..1", "--only", "q_proj"];
+    let pruned = |shards: &str, output: &str| {
+        let mut flags = [&small(&text, &only)[..], &["--shards", shards]].concat();
+        let at = flags.iter().position(|&flag| flag == "out").unwrap();
+        flags[at] = output;
+        let run = place.run(&flags);
+        run.assert_success();
+        let report: Value = serde_json::from_slice(&place.read(&format!("{output}/pruning.json"))).unwrap();
+        (run.stderr, report, place.read(&format!("{output}/model.safetensors")))
+    };
+    let (_, one, _) = pruned("1", "one");
+    assert_eq!(one["warnings"], json!([]));
+    let rows = one["layers"][0]["rows"].as_u64().unwrap();
+    let (_, each, each_weights) = pruned(&rows.to_string(), "each");
+    assert_eq!((&each["shards"], &each["warnings"]), (&json!(rows), &json!([])));
+    let (stderr, more, more_weights) = pruned("1000", "more");
+    let warning = format!("{} of 1000 shards have nothing to do, {rows} are used", 1000 - rows);
+    assert_eq!((&more["shards"], &more["warnings"]), (&json!(rows), &json!([warning])));
+    assert_eq!(stderr.matches(&warning).count(), 1, "{stderr}");
+    assert!(more_weights == each_weights);
+}
+
+#[test]
+fn threads_beyond_those_of_the_machine_are_left_out() {
+    let place = Place::with_demo();
+    let run = place.run(&small(&demo_text("calibration.txt"), &["--blocks", "0..1", "--threads", "1024"]));
+    run.assert_success();
+    let most = std::thread::available_parallelism().unwrap().get();
+    let warned = run.stderr.contains(&format!("1024 threads are more than the {most} that this machine runs"));
+    assert_eq!(warned, most < 1024, "{}", run.stderr);
 }
 
 #[test]

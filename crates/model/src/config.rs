@@ -37,6 +37,13 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// Refuses the configuration of a quantized checkpoint: its weights may look like any others, but be codes.
+    pub(crate) fn refuse_quantized(&self) -> Result<(), Error> {
+        let Some(quantization) = self.get("quantization_config") else { return Ok(()) };
+        let method = quantization.get("quant_method").map_or_else(|| "missing".to_owned(), shortened);
+        Err(Error::Quantized { path: self.path.clone(), method })
+    }
+
     /// The value of `key`; `None` where it is missing or null.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.value.get(key).filter(|value| !value.is_null())

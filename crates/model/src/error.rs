@@ -22,6 +22,18 @@ pub enum Error {
         /// What would have been understood.
         expected: String,
     },
+    /// A checkpoint whose weights are codes, or were rounded to a grid that pruning would leave.
+    #[error(
+        "{}: the checkpoint is quantized (`quantization_config` with the quant_method {method}): prune the original \
+         checkpoint, or dequantize this one first, in transformers with `model.dequantize()` and `save_pretrained`",
+        path.display()
+    )]
+    Quantized {
+        /// The configuration file.
+        path: PathBuf,
+        /// The `quant_method`, as JSON, or that there is none.
+        method: String,
+    },
     /// A tensor whose shape is not the one that `config.json` asks for.
     #[error("`{tensor}` has shape {found:?}; config.json makes it {expected:?}")]
     Shape {
@@ -46,7 +58,11 @@ pub enum Error {
         configured: usize,
     },
     /// A tensor of a type that this program does not compute with.
-    #[error("`{tensor}` is stored as {found}; expected F32, F16 or BF16 (quantized checkpoints are not supported)")]
+    #[error(
+        "`{tensor}` is stored as {found}; expected F32, F16 or BF16: start from the original of a quantized checkpoint, and \
+         convert any other with transformers, `from_pretrained(FOLDER, torch_dtype=torch.float16).save_pretrained(NEW)` \
+         (or torch.bfloat16, torch.float32)"
+    )]
     Dtype {
         /// The full name of the tensor.
         tensor: String,

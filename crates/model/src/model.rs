@@ -34,8 +34,8 @@ impl<'a> Model<'a> {
     /// can be computed with. No numbers are read.
     ///
     /// # Errors
-    /// [`Error::Config`] for an unknown architecture or a value that makes no model; [`Error::Checkpoint`],
-    /// [`Error::Shape`], [`Error::Dtype`] or [`Error::ExtraBlock`] for a tensor.
+    /// [`Error::Config`] for an unknown architecture or a value that makes no model; [`Error::Quantized`] for a quantized
+    /// checkpoint; [`Error::Checkpoint`], [`Error::Shape`], [`Error::Dtype`] or [`Error::ExtraBlock`] for a tensor.
     pub fn open(checkpoint: &'a Checkpoint) -> Result<Self, Error> {
         let config = Config::new(checkpoint.folder().join("config.json"), checkpoint.config());
         let description = architectures::describe(&config)?;
@@ -132,6 +132,16 @@ impl<'a> Model<'a> {
         for (name, _) in self.block_tensors(block) {
             self.checkpoint.release(&name);
         }
+    }
+
+    /// The full names of the tensors that the model computes with, each once. A checkpoint may hold others.
+    pub fn tensor_names(&self) -> impl Iterator<Item = String> {
+        let mut outer = self.outer_tensors();
+        if self.head == self.embedding {
+            outer.remove(1);
+        }
+        let blocks = (0..self.blocks()).flat_map(|block| self.block_tensors(block));
+        outer.into_iter().chain(blocks).map(|(name, _)| name)
     }
 
     /// The input [tokens, hidden] of the first block.
@@ -266,7 +276,8 @@ impl<'a> Model<'a> {
         tensors
     }
 
-    /// The tensors outside the blocks, with the shapes that they must have.
+    /// The tensors outside the blocks, with the shapes that they must have: first the embedding and the head, which may be
+    /// one tensor.
     fn outer_tensors(&self) -> Vec<(String, Vec<usize>)> {
         let Description { vocabulary, hidden, max_sequence_length, norm, embedding, head, .. } = &*self.description;
         let width = embedding.width;

@@ -25,6 +25,7 @@ const KNOWN: [(&str, Describe); 6] = [
 
 /// The model that a configuration describes.
 pub(crate) fn describe(config: &Config) -> Result<Description, Error> {
+    config.refuse_quantized()?;
     let found = config.text("model_type", "")?;
     match KNOWN.iter().find(|(model_type, _)| *model_type == found) {
         Some((_, describe)) => describe(config),
