@@ -42,6 +42,17 @@ pub enum Error {
         /// What was found and is too old or broken, as a parenthesis; empty if nothing was.
         passed_over: String,
     },
+    /// There is none, and it was not to be fetched.
+    #[error(
+        "there is no nvcc of CUDA {}.{} or newer in CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda{passed_over}: run `cargo \
+         xtask nvcc`, which fetches it into target/, or install CUDA and set CUDA_HOME to it",
+        OLDEST.0,
+        OLDEST.1
+    )]
+    NotFound {
+        /// As in [`Error::NoInstaller`].
+        passed_over: String,
+    },
     /// Fetching failed.
     #[error(
         "there is no nvcc of CUDA {}.{} or newer in CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda{passed_over}, and \
@@ -111,6 +122,18 @@ pub fn locate() -> Result<Nvcc, Error> {
     search::Search::from_environment().locate()
 }
 
+/// As [`locate`], without fetching: for builds, which should not surprise anybody with a download.
+///
+/// # Errors
+/// [`Error::NoHostCompiler`] or [`Error::NotFound`].
+pub fn find() -> Result<Nvcc, Error> {
+    let search = search::Search { installers: Vec::new(), ..search::Search::from_environment() };
+    search.locate().map_err(|error| match error {
+        Error::NoInstaller { passed_over } => Error::NotFound { passed_over },
+        other => other,
+    })
+}
+
 impl Nvcc {
     /// The compiler's path.
     pub fn path(&self) -> &Path {
@@ -137,15 +160,28 @@ impl Nvcc {
     /// # Errors
     /// [`Error::Compile`] with what nvcc wrote, or [`Error::File`] if it cannot be run or its answer not read.
     pub fn ptx<S: AsRef<OsStr>>(&self, source: &Path, options: &[S]) -> Result<String, Error> {
+        let text = self.compile("-ptx", source, options)?;
+        String::from_utf8(text).map_err(|error| Error::Compile { path: source.to_owned(), said: error.to_string() })
+    }
+
+    /// Compiles `source` to the machine code of one architecture, such as with `-arch=sm_80`.
+    ///
+    /// # Errors
+    /// As [`Nvcc::ptx`].
+    pub fn cubin<S: AsRef<OsStr>>(&self, source: &Path, options: &[S]) -> Result<Vec<u8>, Error> {
+        self.compile("-cubin", source, options)
+    }
+
+    fn compile<S: AsRef<OsStr>>(&self, kind: &str, source: &Path, options: &[S]) -> Result<Vec<u8>, Error> {
         let folder = tempfile::tempdir().map_err(Error::file(&std::env::temp_dir()))?;
-        let target = folder.path().join("module.ptx");
+        let target = folder.path().join("module");
         let mut command = Command::new(&self.path);
-        command.arg("-ptx").args(options).arg("-o").arg(&target).arg(source).stdin(Stdio::null());
+        command.arg(kind).args(options).arg("-o").arg(&target).arg(source).stdin(Stdio::null());
         let output = command.output().map_err(Error::file(&self.path))?;
         if !output.status.success() {
             return Err(Error::Compile { path: source.to_owned(), said: said(&output) });
         }
-        std::fs::read_to_string(&target).map_err(Error::file(&target))
+        std::fs::read(&target).map_err(Error::file(&target))
     }
 }
 

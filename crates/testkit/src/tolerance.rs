@@ -31,6 +31,18 @@ pub fn hessian_tolerance(tokens: usize, diagonal_i: f64, diagonal_j: f64) -> f64
     gemm_tolerance(tokens, (diagonal_i * diagonal_j).sqrt())
 }
 
+/// The error of one entry of an f32 product that multiplies numbers split into two of tf32, hi·hi + hi·lo + lo·hi: what is
+/// left out, lo·lo and what the split does not hold, is at most 3 · 2⁻²² of each product, which is twelve roundings of f32,
+/// and each of the three parts is a sum of its own kind that ends in one more rounding. Beside that it is [`gemm_tolerance`].
+pub fn split_gemm_tolerance(k: usize, scale: f64) -> f64 {
+    gemm_tolerance(3 * k + 12, scale)
+}
+
+/// [`hessian_tolerance`] of f32 inputs on tensor cores: [`split_gemm_tolerance`].
+pub fn hessian_split_tolerance(tokens: usize, diagonal_i: f64, diagonal_j: f64) -> f64 {
+    split_gemm_tolerance(tokens, (diagonal_i * diagonal_j).sqrt())
+}
+
 /// The residual (V·Vᵀ − H)_ij of a triangular factorization of size n, as a share of √(h_ii·h_jj): γ_{n+1} / (1 −
 /// γ_{n+1}), whatever the condition of H. From |H − V·Vᵀ| ≤ γ_{n+1} |V|·|Vᵀ| (Higham, theorem 10.3) and
 /// (|V|·|Vᵀ|)_ij ≤ ‖v_i‖·‖v_j‖ with ‖v_i‖² ≤ h_ii / (1 − γ_{n+1}).

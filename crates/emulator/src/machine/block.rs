@@ -270,6 +270,11 @@ impl<'a> ThreadBlock<'a> {
                             group.mask
                         )
                     }
+                    Wait::Aligned => {
+                        at_barrier = true;
+                        let mask = group.mask;
+                        format!("an aligned instruction is reached by the lanes {mask:#010x} only of warp {index} (PTX line {lines})")
+                    }
                     Wait::Nothing => continue,
                 });
             }
@@ -379,6 +384,12 @@ impl<'a> ThreadBlock<'a> {
                             continue 'groups;
                         }
                         pc += 1;
+                    }
+                    // Lanes that parted on the way to an instruction of the whole warp meet there at the latest: ptxas lets
+                    // them, wherever their paths join.
+                    Op::Matrix(_) if active == mask && mask != warp.alive() => {
+                        warp.groups[chosen] = Group { pc, mask, wait: Wait::Aligned };
+                        continue 'groups;
                     }
                     op => {
                         let mut context = Context {

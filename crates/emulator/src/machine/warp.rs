@@ -11,6 +11,8 @@ pub(crate) enum Wait {
     Nothing,
     /// The other lanes of this member mask.
     Members(u32),
+    /// All lanes that are still there.
+    Aligned,
     /// A barrier of the thread block.
     Barrier(usize),
 }
@@ -93,6 +95,10 @@ impl Warp {
                 }
             }
             index += 1;
+        }
+        let alive = self.alive();
+        if let Some(whole) = self.groups.iter_mut().find(|group| group.wait == Wait::Aligned && group.mask == alive) {
+            whole.wait = Wait::Nothing;
         }
         let mut free = self.groups.iter().enumerate().filter(|(_, group)| group.wait == Wait::Nothing);
         let chosen = match choice {

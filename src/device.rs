@@ -1,0 +1,275 @@
+//! A GPU: its stream, its memory, and the kernels loaded on it.
+
+use crate::Error;
+use crate::module::{Entry, Source};
+use cudarc::driver::sys::{CUfunction_attribute, CUresult};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
+    SyncOnDrop, ValidAsZeroBits, result, sys,
+};
+use cudarc::nvrtc::Ptx;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The oldest compute capability with the instructions that the kernels are made of: `cp.async`, and `mma` for bf16 and tf32.
+const OLDEST: (i32, i32) = (8, 0);
+
+/// A GPU, and a stream of work on it. Clones share the stream.
+#[derive(Clone, Debug)]
+pub struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    loaded: Arc<Loaded>,
+}
+
+/// What was loaded so far, by name.
+#[derive(Debug, Default)]
+struct Loaded {
+    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
+    functions: Mutex<HashMap<&'static str, CudaFunction>>,
+}
+
+/// How many devices the driver offers.
+///
+/// # Errors
+/// [`Error::NoDriver`], or what the driver says.
+fn count() -> Result<usize, Error> {
+    // SAFETY: looks for the library and keeps it loaded. cudarc panics at the first call of a missing one.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::NoDriver);
+    }
+    match CudaContext::device_count() {
+        Ok(count) => Ok(usize::try_from(count).unwrap_or(0)),
+        Err(error) if error.0 == CUresult::CUDA_ERROR_NO_DEVICE => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Device {
+    /// How many devices there are.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`] on a machine without one.
+    pub fn count() -> Result<usize, Error> {
+        count()
+    }
+
+    /// Opens a device, with a new stream on it.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`], [`Error::NoDevice`], or [`Error::TooOldDevice`].
+    pub fn open(ordinal: usize) -> Result<Self, Error> {
+        let count = count()?;
+        if ordinal >= count {
+            return Err(Error::NoDevice { ordinal, count });
+        }
+        let context = CudaContext::new(ordinal)?;
+        let capability = context.compute_capability()?;
+        if capability < OLDEST {
+            return Err(Error::TooOldDevice { ordinal, name: context.name()?, capability });
+        }
+        let stream = context.new_stream()?;
+        Ok(Self { context, stream, loaded: Arc::default() })
+    }
+
+    /// The same device with another stream, whose work runs beside this one's.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn fork(&self) -> Result<Self, Error> {
+        Ok(Self { stream: self.context.new_stream()?, ..self.clone() })
+    }
+
+    /// The device's number.
+    pub fn ordinal(&self) -> usize {
+        self.context.ordinal()
+    }
+
+    /// Its name, such as `NVIDIA A100-SXM4-80GB`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn name(&self) -> Result<String, Error> {
+        Ok(self.context.name()?)
+    }
+
+    /// Free and total bytes of its memory.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn memory(&self) -> Result<(usize, usize), Error> {
+        Ok(self.context.mem_get_info()?)
+    }
+
+    /// The stream on which everything is enqueued.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Waits until all work of the stream is done.
+    ///
+    /// # Errors
+    /// If any of it failed.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        Ok(self.stream.synchronize()?)
+    }
+
+    /// Memory for `length` elements, all zero.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], or what the driver says.
+    pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, length: usize) -> Result<CudaSlice<T>, Error> {
+        self.allocated::<T>(length, self.stream.alloc_zeros(length))
+    }
+
+    /// Memory for `length` elements with whatever was there before: for what a kernel writes before anything reads it.
+    pub(crate) fn scratch<T: DeviceRepr>(&self, length: usize) -> Result<CudaSlice<T>, Error> {
+        // SAFETY: kernels fill it before it is read; the emulated driver proves that of them.
+        self.allocated::<T>(length, unsafe { self.stream.alloc(length) })
+    }
+
+    /// A copy of `values` on the device.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], or what the driver says.
+    pub fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>, Error> {
+        self.allocated::<T>(values.len(), self.stream.clone_htod(values))
+    }
+
+    /// A copy of `values` on the host. Waits for the work before it.
+    ///
+    /// # Errors
+    /// What the driver says, of this or of the work before.
+    pub fn download<T: DeviceRepr>(&self, values: &impl DevicePtr<T>) -> Result<Vec<T>, Error> {
+        self.check_device("what is downloaded", values)?;
+        let copy = self.stream.clone_dtoh(values)?;
+        self.synchronize()?;
+        Ok(copy)
+    }
+
+    fn allocated<T>(
+        &self,
+        length: usize,
+        result: Result<CudaSlice<T>, cudarc::driver::DriverError>,
+    ) -> Result<CudaSlice<T>, Error> {
+        result.map_err(|error| match (error.0, self.memory()) {
+            (CUresult::CUDA_ERROR_OUT_OF_MEMORY, Ok((free, total))) => {
+                Error::OutOfMemory { ordinal: self.ordinal(), bytes: length * size_of::<T>(), free, total }
+            }
+            _ => error.into(),
+        })
+    }
+
+    /// Checks that a buffer lies on this device.
+    pub(crate) fn check_device<T>(&self, what: &'static str, buffer: &impl DeviceSlice<T>) -> Result<(), Error> {
+        let (found, expected) = (buffer.stream().context().ordinal(), self.ordinal());
+        if found == expected { Ok(()) } else { Err(Error::OtherDevice { what, found, expected }) }
+    }
+
+    /// The address of what a kernel reads. The guard must be dropped after the launch.
+    pub(crate) fn address<'a, T>(
+        &'a self,
+        what: &'static str,
+        buffer: &'a impl DevicePtr<T>,
+    ) -> Result<(u64, SyncOnDrop<'a>), Error> {
+        self.check_device(what, buffer)?;
+        Ok(buffer.device_ptr(&self.stream))
+    }
+
+    /// The address of what a kernel writes. The guard must be dropped after the launch.
+    pub(crate) fn address_mut<'a, T>(
+        &'a self,
+        what: &'static str,
+        buffer: &'a mut impl DevicePtrMut<T>,
+    ) -> Result<(u64, SyncOnDrop<'a>), Error> {
+        self.check_device(what, buffer)?;
+        Ok(buffer.device_ptr_mut(&self.stream))
+    }
+
+    /// Launches a kernel; `arguments!` makes its arguments.
+    ///
+    /// # Safety
+    /// The arguments must be those of the kernel, in number, order and type, and describe memory of this device that the
+    /// kernel may access as its header says, until the launch is done.
+    pub(crate) unsafe fn launch(
+        &self,
+        entry: &Entry,
+        grid: (u32, u32, u32),
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), Error> {
+        if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
+            return Ok(());
+        }
+        let function = self.function(entry)?;
+        self.context.bind_to_thread()?;
+        let (block, stream) = ((entry.threads, 1, 1), self.stream.cu_stream());
+        // SAFETY: the caller's promise; the function and the stream belong to the context that was just bound.
+        unsafe { result::launch_kernel(function.cu_function(), grid, block, entry.shared, stream, arguments) }?;
+        Ok(())
+    }
+
+    /// A kernel, loaded when it is first asked for.
+    fn function(&self, entry: &Entry) -> Result<CudaFunction, Error> {
+        let mut functions = self.loaded.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(entry.name) {
+            return Ok(function.clone());
+        }
+        let function = self.module(entry.source)?.load_function(entry.name)?;
+        // Beyond 48 KiB a kernel must have asked for its shared memory.
+        let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(most, entry.shared as i32)?;
+        functions.insert(entry.name, function.clone());
+        Ok(function)
+    }
+
+    fn module(&self, source: &'static Source) -> Result<Arc<CudaModule>, Error> {
+        let mut modules = self.loaded.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(source.name) {
+            return Ok(module.clone());
+        }
+        let (major, minor) = self.context.compute_capability()?;
+        let architecture = format!("sm_{major}{minor}");
+        let cubin = source.cubins.iter().find(|(name, _)| *name == architecture);
+        let image = match cubin {
+            Some((_, bytes)) => Ptx::from_binary(bytes.to_vec()),
+            None => Ptx::from_src(source.ptx),
+        };
+        let module = self.context.load_module(image).map_err(|error| match (error.0, driver_version()) {
+            // A driver that does not know a version cannot parse what is behind it.
+            (CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | CUresult::CUDA_ERROR_INVALID_PTX, Some(driver)) => {
+                let version = source.ptx.lines().find(|line| line.starts_with(".version")).unwrap_or_default();
+                Error::TooOldDriver { driver, needed: version.to_owned(), kernel: source.name }
+            }
+            _ => error.into(),
+        })?;
+        modules.insert(source.name, module.clone());
+        Ok(module)
+    }
+}
+
+/// The release of CUDA that the driver is for.
+fn driver_version() -> Option<i32> {
+    let mut version = 0;
+    // SAFETY: writes one number, and works without a context.
+    let code = unsafe { sys::cuDriverGetVersion(&raw mut version) };
+    (code == CUresult::CUDA_SUCCESS).then_some(version)
+}
+
+/// Pointers to the arguments of a kernel, as [`Device::launch`] takes them. They must be of the types that the kernel has.
+macro_rules! arguments {
+    ($($value:expr),* $(,)?) => {
+        &mut [$(std::ptr::from_ref(&$value).cast_mut().cast::<std::ffi::c_void>()),*]
+    };
+}
+pub(crate) use arguments;
+
+/// How many thread blocks of `each` cover `count`.
+pub(crate) fn blocks(count: u64, each: u32) -> Result<u32, Error> {
+    let blocks = count.div_ceil(u64::from(each));
+    // gridDim.x has 31 bits.
+    u32::try_from(blocks)
+        .ok()
+        .filter(|&blocks| blocks < 1 << 31)
+        .ok_or_else(|| Error::shape("a launch", format!("{blocks} thread blocks"), "fewer than 2^31"))
+}
