@@ -380,3 +380,18 @@ fn lanes_wait_for_lanes_of_their_warp_at_an_mbarrier() {
                 @!%p1 bra LOOP;\nbra END;\nARRIVE:\nmbarrier.arrive.shared.b64 _, [m];\nEND:\nst.global.u32 [%dst], 1;";
     assert_eq!(run(body), [1; 32]);
 }
+
+/// Lanes that went different ways meet at an instruction of the whole warp, in every order in which the ways are gone.
+#[test]
+fn lanes_meet_at_an_aligned_instruction() {
+    let body = "setp.lt.u32 %p1, %laneid, 5;\nmov.u32 %r2, %laneid;\n@%p1 bra JOIN;\nadd.u32 %r2, %r2, 100;\n\
+                mul.lo.u32 %r2, %r2, 3;\nJOIN:\nmovmatrix.sync.aligned.m8n8.trans.b16 %r3, %r2;\n\
+                movmatrix.sync.aligned.m8n8.trans.b16 %r3, %r3;\nst.global.u32 [%dst], %r3;";
+    for seed in 0..8 {
+        let kernel = Kernel { body, output: 32, ..Kernel::default() }.threads(1, 32);
+        let outcome = kernel.outcome(&Options { seed: Some(seed), ..Options::default() });
+        assert_eq!(outcome.result, Ok(None), "seed {seed}");
+        let want: Vec<u32> = (0..32).map(|lane| if lane < 5 { lane } else { (lane + 100) * 3 }).collect();
+        assert_eq!(outcome.output, want, "seed {seed}");
+    }
+}
