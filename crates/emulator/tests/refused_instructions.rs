@@ -41,6 +41,8 @@ const REFUSED: &[&str] = &[
     "stacksave.u64 d0;",
     "alloca.u64 d0, 16;",
     "vadd.s32.s32.s32 r0, r1, r2;",
+    "vset4.u32.u32.eq r0, r1, r2, r3;",
+    "vadd4.u32.u32.u32 r0.b0, r1, r2, r3;",
 ];
 
 #[test]
