@@ -374,7 +374,7 @@ impl Transfer {
     fn check_alignment(&self, base: u64, stride: u64) -> Result<(), Fault> {
         let fragment = self.layout.bytes() as u64;
         let between = stride * self.layout.element as u64;
-        if base % fragment == 0 && between % fragment.min(16) == 0 {
+        if base.is_multiple_of(fragment) && between.is_multiple_of(fragment.min(16)) {
             return Ok(());
         }
         let message = format!(
