@@ -2,7 +2,7 @@
 //
 // Launch:  grid (n / 64, m / 64), blocks of 128 threads; m and n are multiples of 64, k of 16.
 // Order:   products of 16 columns of a are summed at once, then added up from k = 0 on.
-// Planted: -DDROP_SYNCTHREADS: slabs are read before other warps have filled them.
+// Planted: -DDROP_SYNCTHREADS: slabs are overwritten while other warps may still read them.
 
 #include <cuda_fp16.h>
 #include <mma.h>
@@ -45,9 +45,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) gemm_wmma(
             const unsigned inner = cell / TILE, column = cell % TILE;
             b_slab[inner * B_ROW + column] = b[(from + inner) * n + from_column + column];
         }
-#ifndef DROP_SYNCTHREADS
         __syncthreads();
-#endif
+
         wmma::fragment<wmma::matrix_a, 16, 16, 16, __half, wmma::row_major> of_a[2];
         wmma::fragment<wmma::matrix_b, 16, 16, 16, __half, wmma::row_major> of_b[2];
 #pragma unroll
@@ -60,7 +59,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) gemm_wmma(
 #pragma unroll
             for (unsigned j = 0; j < 2; ++j) wmma::mma_sync(sums[i][j], of_a[i], of_b[j], sums[i][j]);
         }
-        __syncthreads();    // before the slabs are filled anew
+#ifndef DROP_SYNCTHREADS
+        __syncthreads();
+#endif
     }
 
 #pragma unroll
