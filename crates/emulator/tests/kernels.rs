@@ -5,7 +5,7 @@ mod support;
 
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 use emulator::options::Options;
-use half::bf16;
+use half::{bf16, f16};
 use support::{Bench, bench, numbers};
 
 /// The ways in which every kernel is run.
@@ -159,6 +159,33 @@ fn gemm_bf16() {
                 shared_mem_bytes: 49152,
             };
             launch!(bench, kernel, config, &left, &right, &mut c, &(m as u32), &(n as u32), &(k as u32));
+            for (at, &got) in bench.stream.clone_dtoh(&c).unwrap().iter().enumerate() {
+                let (i, j) = (at / n, at % n);
+                let terms = || (0..k).map(|l| a[i * k + l].to_f64() * b[l * n + j].to_f64());
+                let (want, sum): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
+                let tolerance = k as f64 / f64::from(1 << 23) * sum; // tensor cores may cut instead of rounding
+                assert!((f64::from(got) - want).abs() <= tolerance, "({i}, {j}): {got} {want}");
+            }
+        }
+    });
+}
+
+/// Products of f16 numbers are exact in f32 as well.
+#[test]
+fn gemm_wmma() {
+    each_way(|bench| {
+        let kernel = bench.kernel("gemm_wmma", &[]);
+        for (m, n, k) in [(64usize, 64usize, 16usize), (64, 128, 48), (128, 64, 80)] {
+            let round = |values: Vec<f32>| values.into_iter().map(f16::from_f32).collect::<Vec<_>>();
+            let (a, b) = (round(numbers(m * k, 13)), round(numbers(k * n, 14)));
+            let (left, right) = (bench.stream.clone_htod(&a).unwrap(), bench.stream.clone_htod(&b).unwrap());
+            let mut c = bench.stream.alloc_zeros::<f32>(m * n).unwrap();
+            let config = LaunchConfig {
+                grid_dim: ((n / 64) as u32, (m / 64) as u32, 1),
+                block_dim: (128, 1, 1),
+                shared_mem_bytes: 0,
+            };
+            launch!(bench, kernel, config, &left, &right, &mut c, &(n as u32), &(k as u32));
             for (at, &got) in bench.stream.clone_dtoh(&c).unwrap().iter().enumerate() {
                 let (i, j) = (at / n, at % n);
                 let terms = || (0..k).map(|l| a[i * k + l].to_f64() * b[l * n + j].to_f64());

@@ -78,6 +78,13 @@ fn a_dropped_barrier_is_a_race() {
         bench.stream.synchronize().unwrap();
     });
     assert_named(&runs, Kind::Race, "gemm_ffma", "slab[");
+    let runs = found(true, |bench| {
+        let kernel = bench.kernel("gemm_wmma", &["DROP_SYNCTHREADS"]);
+        let given = bench.stream.clone_htod(&vec![half::f16::ONE; 64 * 32]).unwrap();
+        let mut c = bench.stream.alloc_zeros::<f32>(64 * 64).unwrap();
+        launch!(bench, kernel, 1, 128, 0, &given, &given, &mut c, &64u32, &32u32).unwrap();
+    });
+    assert_named(&runs, Kind::Race, "gemm_wmma", "slab");
 }
 
 #[test]

@@ -32,7 +32,8 @@ const REFUSED: &[&str] = &[
     "redux.sync.min.f32 f0, f1, r0;",
     "clusterlaunchcontrol.query_cancel.is_canceled.pred.b128 p, d0;",
     // 9.7.14 to 9.7.16
-    "wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32 {f0}, {r0}, {r1}, {f1};",
+    "wmma.load.a.sync.aligned.row.m8n8k32.s4 {r0}, [d0], 32;",
+    "wmma.mma.sync.aligned.row.col.m8n8k4.f64.f64.f64.f64.rz {d0, d1}, {d2}, {d2}, {d0, d1};",
     "ldmatrix.sync.aligned.m16n16.x1.trans.shared.b8 {r0, r1}, [r2];",
     "wgmma.fence.sync.aligned;",
     "tcgen05.wait::ld.sync.aligned;",
@@ -40,6 +41,8 @@ const REFUSED: &[&str] = &[
     "stacksave.u64 d0;",
     "alloca.u64 d0, 16;",
     "vadd.s32.s32.s32 r0, r1, r2;",
+    "vset4.u32.u32.eq r0, r1, r2, r3;",
+    "vadd4.u32.u32.u32 r0.b0, r1, r2, r3;",
 ];
 
 #[test]

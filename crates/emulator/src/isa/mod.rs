@@ -20,6 +20,7 @@ pub mod rounding;
 pub mod system;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod video;
 pub mod warp;
 
 use crate::machine::context::Context;
@@ -34,6 +35,7 @@ use crate::ptx::ast::Instruction;
 pub enum Op {
     Integer(integer::Op),
     Bits(bits::Op),
+    Video(video::Op),
     Float(float::Op),
     Half(half::Op),
     Compare(compare::Op),
@@ -55,9 +57,10 @@ pub type Decoded = Result<Option<Op>, Reason>;
 /// # Errors
 /// If no family knows it, or its operands are not what it takes.
 pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
-    const FAMILIES: [fn(&mut Scope<'_>, &Instruction) -> Decoded; 13] = [
+    const FAMILIES: [fn(&mut Scope<'_>, &Instruction) -> Decoded; 14] = [
         integer::decode,
         bits::decode,
+        video::decode,
         float::decode,
         half::decode,
         compare::decode,
@@ -89,7 +92,7 @@ impl Op {
     /// What a profile counts it as.
     pub fn class(&self) -> Class {
         match self {
-            Self::Integer(_) | Self::Bits(_) => Class::Integer,
+            Self::Integer(_) | Self::Bits(_) | Self::Video(_) => Class::Integer,
             Self::Float(op) => op.class(),
             Self::Half(_) => Class::Half,
             Self::Compare(_) => Class::Compare,
@@ -140,6 +143,7 @@ macro_rules! family {
 
 family!(run_integer, integer::Op, registers: &mut Registers, mask: u32 => ());
 family!(run_bits, bits::Op, registers: &mut Registers, mask: u32 => ());
+family!(run_video, video::Op, registers: &mut Registers, mask: u32 => ());
 family!(run_float, float::Op, registers: &mut Registers, mask: u32 => ());
 family!(run_half, half::Op, registers: &mut Registers, mask: u32 => ());
 family!(run_compare, compare::Op, registers: &mut Registers, mask: u32 => ());
@@ -158,6 +162,7 @@ impl Op {
             match self {
                 Self::Integer(op) => run_integer(op, registers, mask),
                 Self::Bits(op) => run_bits(op, registers, mask),
+                Self::Video(op) => run_video(op, registers, mask),
                 Self::Float(op) => run_float(op, registers, mask),
                 Self::Half(op) => run_half(op, registers, mask),
                 Self::Compare(op) => run_compare(op, registers, mask),

@@ -1,13 +1,15 @@
 //! What the lanes of a warp do together: shuffles, votes, matches, reductions, and their own barrier.
 //!
 //! All but `activemask` name the lanes that take part in a member mask, and wait for them; the warp lets an operation run
-//! only when all of them that have not exited are there (PTX ISA, `shfl.sync` and its like).
+//! only when all of them that have not exited are there, if need be at different places of the program (PTX ISA,
+//! `shfl.sync` and its like).
 
 use super::Decoded;
 use super::memory::Register;
 use crate::machine::registers::{LANES, P, Registers, W, lanes, mask_of};
 use crate::program::Scope;
 use crate::ptx::ast::{Instruction, Operand, Type};
+use std::mem::discriminant;
 
 /// What a lane gets from a lane that does not take part: no value that a program could mean.
 const POISON: u32 = u32::MAX;
@@ -184,48 +186,107 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
 }
 
 impl Op {
+    /// Whether lanes that reach this and `other` with one member mask take part in one operation: that is so wherever they
+    /// are, if the qualifiers are the same (PTX ISA, `shfl.sync` and its like).
+    pub fn is_joined_with(&self, other: &Self) -> bool {
+        let is_wide = |register: &Register| matches!(register, Register::Double(_));
+        match (&self.action, &other.action) {
+            (Action::Shuffle(mode, ..), Action::Shuffle(others, ..)) => mode == others,
+            (Action::Vote(vote, ..), Action::Vote(others, ..)) => discriminant(vote) == discriminant(others),
+            (Action::MatchAny(_, value), Action::MatchAny(_, others))
+            | (Action::MatchAll(.., value), Action::MatchAll(.., others)) => is_wide(value) == is_wide(others),
+            (Action::Reduce(reduction, ty, ..), Action::Reduce(others, other_type, ..)) => {
+                reduction == others && ty == other_type
+            }
+            (Action::Elect(..), Action::Elect(..)) | (Action::Sync, Action::Sync) => true,
+            _ => false,
+        }
+    }
+
     /// Carries it out for the lanes in `mask`, which are all that take part.
     pub fn execute(&self, registers: &mut Registers, mask: u32) {
-        match &self.action {
-            Action::Shuffle(mode, destination, inside, value, lane, clamp) => {
-                let (sources, in_range) = sources(*mode, registers.word(*lane), registers.word(*clamp));
-                let value = registers.word(*value);
+        Self::execute_together(&[(self, mask)], registers);
+    }
+
+    /// Carries out one operation that some lanes have reached at one place and some at another, each with the operands
+    /// that it has there.
+    pub fn execute_together(parts: &[(&Self, u32)], registers: &mut Registers) {
+        let Some((first, _)) = parts.first() else { return };
+        let mask = parts.iter().fold(0, |all, (_, lanes)| all | lanes);
+        match &first.action {
+            Action::Shuffle(mode, ..) => {
+                let operand = |select: fn(W, W, W) -> W| {
+                    merge(parts, |action| match action {
+                        Action::Shuffle(.., value, lane, clamp) => Some(*registers.word(select(*value, *lane, *clamp))),
+                        _ => None,
+                    })
+                };
+                let value = operand(|value, _, _| value);
+                let (lane, clamp) = (operand(|_, lane, _| lane), operand(|_, _, clamp| clamp));
+                let (sources, in_range) = sources(*mode, &lane, &clamp);
                 let moved = std::array::from_fn(|lane| {
                     let source = sources[lane];
                     if mask >> source & 1 == 1 { value[source] } else { POISON }
                 });
-                registers.set_word(*destination, mask, &moved);
-                if let Some(inside) = inside {
-                    registers.set_predicate(*inside, mask, in_range);
+                for (op, lanes) in parts {
+                    if let Action::Shuffle(_, destination, inside, ..) = &op.action {
+                        registers.set_word(*destination, *lanes, &moved);
+                        if let Some(inside) = inside {
+                            registers.set_predicate(*inside, *lanes, in_range);
+                        }
+                    }
                 }
             }
-            Action::Vote(vote, predicate, negated) => {
-                let holds = registers.predicate(*predicate) ^ if *negated { u32::MAX } else { 0 };
-                let holds = holds & mask;
+            Action::Vote(..) => {
+                let holds = parts.iter().fold(0, |holds, (op, lanes)| match op.action {
+                    Action::Vote(_, predicate, negated) => {
+                        holds | lanes & (registers.predicate(predicate) ^ if negated { u32::MAX } else { 0 })
+                    }
+                    _ => holds,
+                });
                 let every = |yes: bool| if yes { u32::MAX } else { 0 };
-                match vote {
-                    Vote::All(d) => registers.set_predicate(*d, mask, every(holds == mask)),
-                    Vote::Any(d) => registers.set_predicate(*d, mask, every(holds != 0)),
-                    Vote::Uniform(d) => registers.set_predicate(*d, mask, every(holds == 0 || holds == mask)),
-                    Vote::Ballot(d) => registers.set_word(*d, mask, &[holds; LANES]),
+                for (op, lanes) in parts {
+                    let Action::Vote(vote, ..) = &op.action else { continue };
+                    match vote {
+                        Vote::All(d) => registers.set_predicate(*d, *lanes, every(holds == mask)),
+                        Vote::Any(d) => registers.set_predicate(*d, *lanes, every(holds != 0)),
+                        Vote::Uniform(d) => registers.set_predicate(*d, *lanes, every(holds == 0 || holds == mask)),
+                        Vote::Ballot(d) => registers.set_word(*d, *lanes, &[holds; LANES]),
+                    }
                 }
             }
-            Action::MatchAny(destination, value) => {
-                let value = wide(registers, *value);
+            Action::MatchAny(..) => {
+                let value = merge(parts, |action| match action {
+                    Action::MatchAny(_, value) => Some(wide(registers, *value)),
+                    _ => None,
+                });
                 let equal = std::array::from_fn(|lane| mask & mask_of(|other| value[other] == value[lane]));
-                registers.set_word(*destination, mask, &equal);
+                for (op, lanes) in parts {
+                    if let Action::MatchAny(destination, _) = op.action {
+                        registers.set_word(destination, *lanes, &equal);
+                    }
+                }
             }
-            Action::MatchAll(destination, all_equal, value) => {
-                let value = wide(registers, *value);
+            Action::MatchAll(..) => {
+                let value = merge(parts, |action| match action {
+                    Action::MatchAll(.., value) => Some(wide(registers, *value)),
+                    _ => None,
+                });
                 let first = value[mask.trailing_zeros() as usize % LANES];
                 let all = lanes(mask).all(|lane| value[lane] == first);
-                registers.set_word(*destination, mask, &[if all { mask } else { 0 }; LANES]);
-                if let Some(predicate) = all_equal {
-                    registers.set_predicate(*predicate, mask, if all { u32::MAX } else { 0 });
+                for (op, lanes) in parts {
+                    let Action::MatchAll(destination, all_equal, _) = op.action else { continue };
+                    registers.set_word(destination, *lanes, &[if all { mask } else { 0 }; LANES]);
+                    if let Some(predicate) = all_equal {
+                        registers.set_predicate(predicate, *lanes, if all { u32::MAX } else { 0 });
+                    }
                 }
             }
-            Action::Reduce(reduction, ty, destination, value) => {
-                let value = registers.word(*value);
+            Action::Reduce(reduction, ty, ..) => {
+                let value = merge(parts, |action| match action {
+                    Action::Reduce(.., value) => Some(*registers.word(*value)),
+                    _ => None,
+                });
                 let join = |a: u32, b: u32| match (reduction, ty) {
                     (Reduction::Add, _) => a.wrapping_add(b),
                     (Reduction::Min, Type::S32) => (a as i32).min(b as i32) as u32,
@@ -237,17 +298,38 @@ impl Op {
                     (Reduction::Xor, _) => a ^ b,
                 };
                 let result = lanes(mask).map(|lane| value[lane]).reduce(join).unwrap_or(0);
-                registers.set_word(*destination, mask, &[result; LANES]);
+                for (op, lanes) in parts {
+                    if let Action::Reduce(_, _, destination, _) = op.action {
+                        registers.set_word(destination, *lanes, &[result; LANES]);
+                    }
+                }
             }
-            Action::Elect(leader, is_leader) => {
-                let elected = mask.trailing_zeros();
-                registers.set_word(*leader, mask, &[elected; LANES]);
-                registers.set_predicate(*is_leader, mask, mask & mask.wrapping_neg());
+            Action::Elect(..) => {
+                for (op, lanes) in parts {
+                    if let Action::Elect(leader, is_leader) = op.action {
+                        registers.set_word(leader, *lanes, &[mask.trailing_zeros(); LANES]);
+                        registers.set_predicate(is_leader, *lanes, mask & mask.wrapping_neg());
+                    }
+                }
             }
             Action::Sync => {}
             Action::ActiveMask(destination) => registers.set_word(*destination, mask, &[mask; LANES]),
         }
     }
+}
+
+/// An operand of all lanes, each from where it is.
+#[inline(always)]
+fn merge<T: Copy + Default>(parts: &[(&Op, u32)], operand: impl Fn(&Action) -> Option<[T; LANES]>) -> [T; LANES] {
+    let mut merged = [T::default(); LANES];
+    for (op, mask) in parts {
+        let Some(values) = operand(&op.action) else { continue };
+        if parts.len() == 1 {
+            return values;
+        }
+        lanes(*mask).for_each(|lane| merged[lane] = values[lane]);
+    }
+    merged
 }
 
 fn wide(registers: &Registers, register: Register) -> [u64; LANES] {

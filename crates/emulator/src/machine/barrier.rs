@@ -64,19 +64,21 @@ impl Barriers {
         Ok(())
     }
 
-    /// Takes the barriers at which all have arrived, of a block with so many warps. Warps are counted whole: `gone` says
-    /// which lanes of a warp have no thread, or one that has exited.
+    /// Takes the barriers at which all have arrived, of a block with so many warps. `gone` says which lanes of a warp have
+    /// no thread, or one that has exited.
     pub(crate) fn take_complete(&mut self, warps: usize, gone: impl Fn(usize) -> u32) -> Vec<Complete> {
         let mut complete = Vec::new();
         for (number, barrier) in self.barriers.iter_mut().enumerate() {
             let Some(first) = barrier.first() else { continue };
-            // Of a barrier for all threads, those that have exited are counted wherever they were; of one for a number,
-            // only lanes of warps that are there can be told to belong to it. Who arrived and then exited counts once.
+            // A warp has arrived when all its threads have that have not exited (PTX ISA, `barrier`), and counts as 32. At
+            // a barrier for all threads, warps that have exited count wherever they were; at one for a number, only those
+            // that came can be told to belong to it.
             let is_for_all = barrier.iter().any(|arrival| arrival.for_all);
             let present = |warp: usize| {
                 let here = barrier.iter().filter(|arrival| arrival.warp == warp);
                 let lanes = here.fold(0, |lanes, arrival| lanes | arrival.lanes);
-                if is_for_all || lanes != 0 { (lanes | gone(warp)).count_ones() } else { 0 }
+                let has_arrived = lanes | gone(warp) == u32::MAX && (is_for_all || lanes != 0);
+                if has_arrived { u32::BITS } else { 0 }
             };
             if (0..warps).map(present).sum::<u32>() >= first.count {
                 let arrivals = std::mem::take(barrier);

@@ -265,8 +265,16 @@ impl<'a> ThreadBlock<'a> {
                     }
                     Wait::Members(members) => {
                         let missing = members & warp.alive() & !group.mask;
+                        // Lanes that name the same mask and have not met are at operations that are not the same.
+                        let same = |other: &&Group| other.wait == group.wait && other.pc != group.pc;
+                        let elsewhere = warp.groups.iter().filter(same).fold(0, |all, other| all | other.mask);
+                        let differs = match elsewhere & missing {
+                            0 => String::new(),
+                            lanes => format!(", of which {lanes:#x} execute another operation"),
+                        };
                         format!(
-                            "lanes {:#x} of warp {index} wait for lanes {missing:#x} of mask {members:#x} (PTX line {lines})",
+                            "lanes {:#x} of warp {index} wait for lanes {missing:#x} of mask {members:#x}{differs} (PTX \
+                             line {lines})",
                             group.mask
                         )
                     }
@@ -622,26 +630,23 @@ impl<'a> ThreadBlock<'a> {
         for members in waiting {
             let ours = |group: &&mut Group| group.wait == Wait::Members(members) && group.mask != 0;
             let alive = warp.alive();
-            // A barrier of the warp joins lanes wherever they are; any other operation those at one place.
-            let is_sync =
-                |pc: usize| matches!(&program.steps[pc].op, Op::Warp(op) if matches!(op.action, warp::Action::Sync));
             let places: Vec<usize> = warp.groups.iter_mut().filter(ours).map(|group| group.pc).collect();
             for place in places {
-                let joins = |pc: usize| pc == place || is_sync(pc) && is_sync(place);
-                let here: u32 = warp
-                    .groups
-                    .iter_mut()
-                    .filter(ours)
-                    .filter(|group| joins(group.pc))
-                    .fold(0, |all, group| all | group.mask);
+                let Op::Warp(op) = &program.steps[place].op else { continue };
+                let at = |pc: usize| match &program.steps[pc].op {
+                    Op::Warp(other) if pc == place || other.is_joined_with(op) => Some(other),
+                    _ => None,
+                };
+                let joins = |pc: usize| at(pc).is_some();
+                let parts: Vec<(&warp::Op, u32)> =
+                    warp.groups.iter_mut().filter(ours).filter_map(|group| Some((at(group.pc)?, group.mask))).collect();
+                let here = parts.iter().fold(0, |all, (_, lanes)| all | lanes);
                 if here == 0 || here != members & alive {
                     continue;
                 }
-                if let Op::Warp(op) = &program.steps[place].op {
-                    op.execute(&mut warp.registers, here);
-                    if matches!(op.action, warp::Action::Sync) {
-                        self.memory.synchronize_warp(index, here);
-                    }
+                warp::Op::execute_together(&parts, &mut warp.registers);
+                if matches!(op.action, warp::Action::Sync) {
+                    self.memory.synchronize_warp(index, here);
                 }
                 for group in warp.groups.iter_mut().filter(ours).filter(|group| joins(group.pc)) {
                     (group.pc, group.wait) = (group.pc + 1, Wait::Nothing);

@@ -140,9 +140,11 @@ impl<'a> Scope<'a> {
         let module = self.module;
         let function = module.functions.iter().find(|function| function.name == name && function.body.is_some());
         let Some((function, body)) = function.and_then(|function| Some((function, function.body.as_ref()?))) else {
-            return Err(fail(format!(
-                "there is no function {name} in the module, and indirect calls are not supported"
-            )));
+            return Err(fail(match name {
+                "malloc" | "free" => format!("{name} is not supported: kernels have no heap here"),
+                _ if name.starts_with('%') => format!("a call of what {name} points to, which is not supported"),
+                _ => format!("there is no function {name} in the module"),
+            }));
         };
         if self.calls.contains(&name) {
             return Err(fail(format!("{name} calls itself, which is not supported")));

@@ -128,6 +128,9 @@ fn what_cannot_be_called_is_refused() {
         ("call (%r2), twice, (%r3);", "returns 0"),
         ("call far, (%r2);", "no function far"),
         ("call nothing;", "no function nothing"),
+        ("call (%r1), malloc, (%r2);", "malloc is not supported"),
+        ("call free, (%r2);", "free is not supported"),
+        ("call %r1;", "what %r1 points to, which is not supported"),
         ("call twice, (%l2);", "B64"),
         ("call twice, (%nothing);", "%nothing"),
     ] {

@@ -232,6 +232,22 @@ fn barriers_that_are_not_aligned_join_divergent_lanes() {
     assert!(found.message.contains("elsewhere"), "{found}");
 }
 
+/// ISA, `barrier`: a thread waits "for all non-exited threads from its warp" before the warp has arrived; halves of two
+/// warps are not one of 32 threads.
+#[test]
+fn warps_arrive_whole() {
+    let body = "and.b32 %r2, %tid, 31;\nsetp.lt.u32 %p1, %r2, 16;\n@!%p1 bra SLEEP;\nbarrier.sync 1, 32;\n\
+                st.global.u32 [%dst], 1;\nret;\nSLEEP:\nbar.warp.sync 0xffff0000;\nbarrier.sync 2, 32;";
+    let found = Kernel { body, output: 64, ..Kernel::default() }.threads(1, 64).fault();
+    assert_eq!(found.kind, Kind::Barrier);
+    assert!(found.message.contains("16 threads of warp 0 wait at barrier 1"), "{found}");
+    // A warp is whole when its other lanes come later, or have exited.
+    for rest in ["barrier.sync 1, 64;\nst.global.u32 [%dst], 1;", "st.global.u32 [%dst], 1;\nexit;"] {
+        let body = body.replace("1, 32;", "1, 64;").replace("barrier.sync 2, 32;", rest);
+        assert_eq!(Kernel { body: &body, output: 64, ..Kernel::default() }.threads(1, 64).run(), [1; 64]);
+    }
+}
+
 #[test]
 fn misused_barriers_are_faults() {
     let of = |body: &str| Kernel { body, output: 64, ..Kernel::default() }.threads(1, 64).fault();

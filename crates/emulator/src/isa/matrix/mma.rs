@@ -18,7 +18,7 @@ use crate::ptx::ast::{Instruction, Operand, Type};
 
 /// The type of a multiplicand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Input {
+pub(super) enum Input {
     F16,
     Bf16,
     Tf32,
@@ -33,7 +33,7 @@ enum Input {
 }
 
 impl Input {
-    fn parse(name: &str) -> Option<Self> {
+    pub(super) fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "f16" => Self::F16,
             "bf16" => Self::Bf16,
@@ -50,7 +50,7 @@ impl Input {
         })
     }
 
-    fn bits(self) -> usize {
+    pub(super) fn bits(self) -> usize {
         match self {
             Self::F64 => 64,
             Self::Tf32 => 32,
@@ -74,7 +74,7 @@ impl Input {
 
 /// The type of the accumulators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Accumulator {
+pub(super) enum Accumulator {
     F16,
     F32,
     S32,
@@ -95,7 +95,8 @@ pub struct Multiply {
     rows: usize,
     depth: usize,
     inputs: (Input, Input),
-    accumulator: Accumulator,
+    /// Of D and of C.
+    accumulators: (Accumulator, Accumulator),
     bits: Bits,
     saturate: bool,
     d: [W; 4],
@@ -104,6 +105,7 @@ pub struct Multiply {
     c: [W; 4],
     a_registers: usize,
     b_registers: usize,
+    d_registers: usize,
     c_registers: usize,
     metadata: Option<Metadata>,
 }
@@ -258,16 +260,17 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<isa::O
         _ => None,
     };
     let operand_type = if accumulator == Type::F16 { Type::B32 } else { accumulator };
+    let kind = match accumulator {
+        Type::F16 => Accumulator::F16,
+        Type::F32 => Accumulator::F32,
+        _ => Accumulator::S32,
+    };
     let op = Multiply {
         name: form.name(),
         rows,
         depth,
         inputs,
-        accumulator: match accumulator {
-            Type::F16 => Accumulator::F16,
-            Type::F32 => Accumulator::F32,
-            _ => Accumulator::S32,
-        },
+        accumulators: (kind, kind),
         bits: form.bits,
         saturate: form.saturate,
         d: words_to(scope, d, c_registers)?,
@@ -276,6 +279,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<isa::O
         c: self::words(scope, c, c_registers, operand_type)?,
         a_registers,
         b_registers,
+        d_registers: c_registers,
         c_registers,
         metadata,
     };
@@ -338,7 +342,44 @@ fn doubles(scope: &mut Scope<'_>, operand: &Operand, count: usize) -> Result<Vec
     vector(operand, count)?.iter().map(|operand| scope.double(operand, Type::F64)).collect()
 }
 
+/// The registers of one of the products that an instruction on greater matrices is made of, each a part of its own.
+pub(super) struct Tile<'a> {
+    pub(super) d: &'a [W],
+    pub(super) a: &'a [W],
+    pub(super) b: &'a [W],
+    pub(super) c: &'a [W],
+}
+
 impl Multiply {
+    /// The product m16n8 of a tile.
+    pub(super) fn of_tile(
+        tile: &Tile<'_>,
+        depth: usize,
+        input: Input,
+        accumulators: (Accumulator, Accumulator),
+        saturate: bool,
+    ) -> Self {
+        let padded = |registers: &[W]| std::array::from_fn(|index| registers[index.min(registers.len() - 1)]);
+        Self {
+            name: String::new(),
+            rows: product::ROWS,
+            depth,
+            inputs: (input, input),
+            accumulators,
+            bits: Bits::And,
+            saturate,
+            d: padded(tile.d),
+            a: padded(tile.a),
+            b: padded(tile.b),
+            c: padded(tile.c),
+            a_registers: tile.a.len(),
+            b_registers: tile.b.len(),
+            d_registers: tile.d.len(),
+            c_registers: tile.c.len(),
+            metadata: None,
+        }
+    }
+
     /// As [`super::Op::flops`] says.
     pub fn flops(&self) -> u64 {
         let stored = if self.metadata.is_some() { self.depth / 2 } else { self.depth };
@@ -355,14 +396,14 @@ impl Multiply {
             Some(metadata) => Some(metadata.selection(registers.word(metadata.register))?),
         };
         let d = self.dispatch(registers, selection.as_ref());
-        for (register, values) in self.d.iter().zip(&d).take(self.c_registers) {
+        for (register, values) in self.d.iter().zip(&d).take(self.d_registers) {
             registers.set_word(*register, u32::MAX, values);
         }
         Ok(())
     }
 
     /// [`Multiply::compute`] with the vector instructions of the machine.
-    fn dispatch(&self, registers: &Registers, selection: Option<&Selection>) -> [Word; 4] {
+    pub(super) fn dispatch(&self, registers: &Registers, selection: Option<&Selection>) -> [Word; 4] {
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
             #[target_feature(enable = "avx2,fma")]
@@ -387,18 +428,19 @@ impl Multiply {
         };
         let c = self.c.map(|register| registers.word(register));
         let c = &c[..self.c_registers];
-        match self.accumulator {
-            Accumulator::F32 => {
-                let mut sums = product::gather(c, |bits| f64::from(f32::from_bits(bits)));
+        match self.accumulators {
+            (d @ (Accumulator::F32 | Accumulator::F16), c_type) => {
+                let mut sums = match c_type {
+                    Accumulator::F16 => product::gather_pairs(c, |bits| f64::from(f16_to_f32(bits))),
+                    _ => product::gather(c, |bits| f64::from(f32::from_bits(bits))),
+                };
                 self.accumulate_floats(&fragments, &mut sums);
-                std::array::from_fn(|number| product::scatter(&sums, number, round_to_f32))
+                std::array::from_fn(|number| match d {
+                    Accumulator::F16 => product::scatter_pairs(&sums, number, round_to_f16),
+                    _ => product::scatter(&sums, number, round_to_f32),
+                })
             }
-            Accumulator::F16 => {
-                let mut sums = product::gather_pairs(c, |bits| f64::from(f16_to_f32(bits)));
-                self.accumulate_floats(&fragments, &mut sums);
-                std::array::from_fn(|number| product::scatter_pairs(&sums, number, round_to_f16))
-            }
-            Accumulator::S32 => {
+            (Accumulator::S32, _) => {
                 // Sums of products cannot overflow 32 bits; adding C to them can.
                 let mut sums = [[0; COLUMNS]; product::ROWS];
                 self.accumulate_integers(&fragments, &mut sums);
@@ -448,6 +490,11 @@ impl Multiply {
 }
 
 impl MultiplyDoubles {
+    /// The product m8n8k4 of these registers.
+    pub(super) fn m8n8k4(name: String, [d, a, b, c]: [Vec<D>; 4]) -> Self {
+        Self { name, rows: 8, depth: 4, d, a, b, c }
+    }
+
     /// As [`super::Op::flops`] says.
     pub fn flops(&self) -> u64 {
         (2 * self.rows * COLUMNS * self.depth) as u64

@@ -1,14 +1,15 @@
-//! Matrix instructions of a warp: `mma` and `mma.sp`, and what carries fragments between shared memory and registers
-//! (`ldmatrix`, `stmatrix`, `movmatrix`).
+//! Matrix instructions of a warp: `mma` and `mma.sp`, what carries fragments between shared memory and registers
+//! (`ldmatrix`, `stmatrix`, `movmatrix`), and `wmma`, which nvcc makes of `nvcuda::wmma`.
 //!
 //! All of them are `.sync.aligned`: every lane of the warp takes part, or the behaviour is undefined, which is a fault
-//! here. `wmma` and `wgmma` are refused: nvcc lowers `nvcuda::wmma` to `wmma`, whose fragment layout PTX leaves open.
+//! here. `wgmma` and `tcgen05` are refused.
 
 pub mod elements;
 pub mod load;
 pub mod mma;
 pub mod product;
 pub mod sparse;
+pub mod wmma;
 
 use super::Decoded;
 use crate::machine::context::Context;
@@ -26,6 +27,8 @@ pub enum Op {
     Load(Box<load::Load>),
     Store(Box<load::Store>),
     Transpose(load::Transpose),
+    Transfer(Box<wmma::Transfer>),
+    MultiplyTiles(Box<wmma::Multiply>),
 }
 
 /// Decodes what belongs to this family.
@@ -38,7 +41,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         "ldmatrix" => load::decode_load(scope, instruction).map(|op| Some(super::Op::Matrix(op))),
         "stmatrix" => load::decode_store(scope, instruction).map(|op| Some(super::Op::Matrix(op))),
         "movmatrix" => load::decode_transpose(scope, instruction).map(|op| Some(super::Op::Matrix(op))),
-        "wmma" => Err("wmma is not supported: its fragment layout is left open by PTX; use mma.sync".to_owned()),
+        "wmma" => wmma::decode(scope, instruction).map(|op| Some(super::Op::Matrix(op))),
         "wgmma" => Err("wgmma is not supported".to_owned()),
         "tcgen05" => Err("tcgen05 is not supported".to_owned()),
         _ => Ok(None),
@@ -49,20 +52,22 @@ impl Op {
     /// What a profile counts it as.
     pub fn class(&self) -> Class {
         match self {
-            Self::Multiply(_) | Self::MultiplyDoubles(_) => Class::Matrix,
+            Self::Multiply(_) | Self::MultiplyDoubles(_) | Self::MultiplyTiles(_) => Class::Matrix,
             Self::Load(_) => Class::MatrixLoad,
             Self::Store(_) => Class::StoreShared,
             Self::Transpose(_) => Class::Warp,
+            Self::Transfer(op) => op.class(),
         }
     }
 
-    /// For a multiplication its shape and types (`m16n8k16.f32.bf16.bf16.f32`, `sp.` before it where A is sparse), and
+    /// For a multiplication its shape and types (`m16n8k16.f32.bf16.bf16.f32`, `sp.` or `wmma.` before it), and
     /// the operations of the whole warp: two for every product of elements that are stored, so that a sparse one counts
     /// half of what its shape says.
     pub fn flops(&self) -> Option<(&str, u64)> {
         match self {
             Self::Multiply(op) => Some((&op.name, op.flops())),
             Self::MultiplyDoubles(op) => Some((&op.name, op.flops())),
+            Self::MultiplyTiles(op) => Some((&op.name, op.flops)),
             _ => None,
         }
     }
@@ -82,6 +87,8 @@ impl Op {
             Self::Load(op) => op.execute(context)?,
             Self::Store(op) => op.execute(context)?,
             Self::Transpose(op) => op.execute(context.registers),
+            Self::Transfer(op) => op.execute(context)?,
+            Self::MultiplyTiles(op) => op.execute(context.registers),
         }
         Ok(Flow::Next)
     }

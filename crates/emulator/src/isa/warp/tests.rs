@@ -238,6 +238,56 @@ fn a_barrier_of_a_warp_is_met_at_different_places() {
     assert!(found.iter().any(|finding| finding.kind == Kind::Race), "{found:?}");
 }
 
+/// ISA, `shfl.sync`: lanes wait until all of the mask "have executed shfl.sync with the same qualifiers and same membermask
+/// value", wherever in the program that is; each gives and gets by its own operands. So do the others of its kind.
+#[test]
+fn lanes_exchange_from_different_places() {
+    let apart = |first: &str, second: &str| {
+        format!(
+            "setp.lt.u32 %p1, %tid, 16;\nadd.u32 %r2, %tid, 100;\nadd.u32 %r3, %tid, 200;\nmov.u32 %r9, 0;\n\
+             @%p1 bra A;\n{second}\nbra END;\nA:\n{first}\nEND:"
+        )
+    };
+    let shuffled = stored(&apart(
+        "shfl.sync.bfly.b32 %r9, %r2, 16, 31, -1;",
+        "shfl.sync.bfly.b32 %r4|%p2, %r3, 17, 31, -1;\n@%p2 add.u32 %r9, %r4, 1000;",
+    ));
+    // Lanes below 16 read lane + 16 where it holds 200 and more; the others read (lane ^ 17), which holds 100 and more.
+    assert_eq!(shuffled, lanes(|lane| if lane < 16 { lane + 16 + 200 } else { (lane ^ 17) + 100 + 1000 }));
+    let votes = stored(&apart(
+        "setp.eq.u32 %p2, %tid, 3;\nvote.sync.ballot.b32 %r9, %p2, -1;",
+        "setp.eq.u32 %p3, %tid, 20;\nvote.sync.ballot.b32 %r9, !%p3, -1;",
+    ));
+    assert_eq!(votes, [!(1 << 20) & 0xffff_0000 | 8; 32]);
+    let sums = stored(&apart("redux.sync.add.u32 %r9, %r2, -1;", "redux.sync.add.u32 %r9, %r3, -1;"));
+    assert_eq!(sums, [16 * 300 + 31 * 16; 32]);
+    let matched = stored(&apart(
+        "mov.u32 %r2, 7;\nmatch.any.sync.b32 %r9, %r2, -1;",
+        "and.b32 %r5, %tid, 7;\nmatch.any.sync.b32 %r9, %r5, -1;",
+    ));
+    let sevens = 0xffff | 1 << 23 | 1 << 31;
+    assert_eq!(matched, lanes(|lane| if lane < 16 || lane % 8 == 7 { sevens } else { 1 << lane | 1 << (lane ^ 8) }));
+    let all = stored(&apart(
+        "mov.u32 %r2, 7;\nmatch.all.sync.b32 %r9, %r2, -1;",
+        "mov.u32 %r6, 7;\nmatch.all.sync.b32 %r9|%p4, %r6, -1;\n@!%p4 mov.u32 %r9, 0;",
+    ));
+    assert_eq!(all, [u32::MAX; 32]);
+    let elected = stored(&apart("elect.sync %r9|%p2, -1;", "elect.sync %r9|%p3, -1;\n@%p3 mov.u32 %r9, 99;"));
+    assert_eq!(elected, [0; 32]);
+    // With other qualifiers it is another operation.
+    for (first, second) in [
+        ("shfl.sync.bfly.b32 %r9, %r2, 16, 31, -1;", "shfl.sync.idx.b32 %r9, %r2, 16, 31, -1;"),
+        ("vote.sync.any.pred %p2, %p1, -1;", "vote.sync.all.pred %p2, %p1, -1;"),
+        ("redux.sync.add.u32 %r9, %r2, -1;", "redux.sync.max.u32 %r9, %r2, -1;"),
+        ("match.any.sync.b32 %r9, %r2, -1;", "match.any.sync.b64 %r9, %l2, -1;"),
+        ("elect.sync %r9|%p2, -1;", "bar.warp.sync -1;"),
+    ] {
+        let found = fault(&apart(first, second));
+        assert_eq!(found.kind, Kind::Deadlock, "{found}");
+        assert!(found.message.contains("execute another operation"), "{found}");
+    }
+}
+
 /// What a lane gets from one that does not take part is no value that could be meant.
 #[test]
 fn lanes_that_do_not_take_part_give_nothing() {
