@@ -35,34 +35,52 @@ __device__ __forceinline__ unsigned chunk_at(unsigned token, unsigned chunk)
     return (token * LINE + (chunk ^ (token % 8))) * 16;
 }
 
-// Copies the slab of 32 tokens by 128 columns that starts at (token, column).
+// A thread's part of the copies of one strip of 128 columns, slab of 32 tokens by slab. What does not change from slab to
+// slab is computed once. Where nothing is left to copy, the address may lie beyond the matrix: it is not read.
 template <class T, bool ALIGNED>
-__device__ __forceinline__ void copy_slab(
-    unsigned char* slab, const T* inputs, unsigned long long stride, unsigned token, unsigned tokens, unsigned column, unsigned columns)
-{
+struct SlabCopy {
+    static constexpr unsigned LINES = HESSIAN_THREADS / LINE;      // tokens that all threads copy at once
+    static_assert(LINES % 8 == 0, "a thread's chunks are swizzled alike");
+
+    const T* source;
+    unsigned long long stride;
+    unsigned token, left, target;
+
+    __device__ __forceinline__ SlabCopy(const T* inputs, unsigned long long stride, unsigned first_token, unsigned first, unsigned columns)
+        : stride(stride), token(first_token + threadIdx.x / LINE)
+    {
+        const unsigned chunk = threadIdx.x % LINE, column = first + chunk * CHUNK;
+        left = column < columns ? min(columns - column, CHUNK) : 0;
+        target = chunk_at(threadIdx.x / LINE, chunk);
+        source = inputs + token * stride + column;
+    }
+
+    __device__ __forceinline__ void next(unsigned char* slab, unsigned tokens)
+    {
 #pragma unroll
-    for (unsigned i = 0; i < SLAB_TOKENS * LINE / HESSIAN_THREADS; ++i) {
-        const unsigned line = (i * HESSIAN_THREADS + threadIdx.x) / LINE, chunk = (i * HESSIAN_THREADS + threadIdx.x) % LINE;
-        const unsigned t = token + line, c = column + chunk * CHUNK;
-        const unsigned left = t < tokens && c < columns ? min(columns - c, CHUNK) : 0;
-        const T* const source = left > 0 ? inputs + t * stride + c : inputs;
-        unsigned char* const target = slab + chunk_at(line, chunk);
-        if constexpr (ALIGNED) {
-            copy_async_16(shared_address(target), source, left * 2);
-        } else {
-            // Two bytes are less than an asynchronous copy can move. Correct for every stride; for speed, align the rows.
-            T numbers[CHUNK];
+        for (unsigned i = 0; i < SLAB_TOKENS / LINES; ++i) {
+            const unsigned count = token + i * LINES < tokens ? left : 0;
+            const T* const from = source + i * LINES * stride;
+            unsigned char* const to = slab + target + i * LINES * LINE * 16;
+            if constexpr (ALIGNED) {
+                copy_async_16(shared_address(to), from, count * 2);
+            } else {
+                // Two bytes are less than an asynchronous copy can move. Correct for every stride; for speed, align the rows.
+                T numbers[CHUNK];
 #pragma unroll
-            for (unsigned n = 0; n < CHUNK; ++n) {
-                numbers[n] = n < left ? source[n] : T(0.0f);
-            }
+                for (unsigned n = 0; n < CHUNK; ++n) {
+                    numbers[n] = n < count ? from[n] : T(0.0f);
+                }
 #pragma unroll
-            for (unsigned n = 0; n < CHUNK; ++n) {
-                reinterpret_cast<T*>(target)[n] = numbers[n];
+                for (unsigned n = 0; n < CHUNK; ++n) {
+                    reinterpret_cast<T*>(to)[n] = numbers[n];
+                }
             }
         }
+        token += SLAB_TOKENS;
+        source += SLAB_TOKENS * stride;
     }
-}
+};
 
 template <class T, bool ALIGNED>
 __device__ __forceinline__ void accumulate(
@@ -90,12 +108,13 @@ __device__ __forceinline__ void accumulate(
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const unsigned warp_row = warp / 2 * WARP, warp_column = warp % 2 * WARP;
 
+    SlabCopy<T, ALIGNED> of_rows(inputs, input_stride, first_slab * SLAB_TOKENS, from_row, columns);
+    SlabCopy<T, ALIGNED> of_columns(inputs, input_stride, first_slab * SLAB_TOKENS, from_column, columns);
     const auto fetch = [&](unsigned slab) {
         unsigned char* const stage = slabs + slab % HESSIAN_STAGES * STAGE_BYTES;
-        const unsigned token = (first_slab + slab) * SLAB_TOKENS;
-        copy_slab<T, ALIGNED>(stage, inputs, input_stride, token, tokens, from_row, columns);
+        of_rows.next(stage, tokens);
         if (!diagonal) {
-            copy_slab<T, ALIGNED>(stage + SLAB_BYTES, inputs, input_stride, token, tokens, from_column, columns);
+            of_columns.next(stage + SLAB_BYTES, tokens);
         }
     };
 

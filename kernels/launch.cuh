@@ -17,7 +17,7 @@ constexpr unsigned HESSIAN_SHARED = 65536;
 constexpr unsigned PRODUCT_THREADS = 256;
 constexpr unsigned PRODUCT_STAGES = 4;
 constexpr unsigned PRODUCT_DEPTH = 16;
-constexpr unsigned PRODUCT_SHARED = 65536;
+constexpr unsigned PRODUCT_SHARED = 69632;
 
 // Kernels that pass once over something: one element a thread.
 constexpr unsigned FLAT_THREADS = 256;

@@ -9,10 +9,10 @@
 // tensor cores' tf32 rate: 52 TFLOP/s of an A100 where fma gives 19.5.
 //
 // Tiles:     thread block 128 × 128 (eight warps as 2 × 4), warp 64 × 32, mma m16n8k8, slabs of 16 along the depth.
-// Pipeline:  four stages filled by cp.async; stage = A slab (8 KiB), then B slab (8 KiB).
+// Pipeline:  four stages filled by cp.async; stage = A slab, then B slab, 8.5 KiB each.
 // Slabs:     an operand that is contiguous along the depth lies as [tile][depth] and is read by ldmatrix; one that is
-//            contiguous across it as [depth][tile], read number by number. Both are swizzled so that neither copying nor
-//            reading meets a bank conflict.
+//            contiguous across it as [depth][tile], read number by number. The first is swizzled, the second padded, so
+//            that neither copying nor reading meets a bank conflict.
 // Order:     every sum runs along the depth, so that the bits depend on shapes only.
 #pragma once
 
@@ -47,7 +47,9 @@ struct Product {
     float beta;
 };
 
-constexpr unsigned PRODUCT_SLAB = TILE * PRODUCT_DEPTH;      // numbers of one operand in one stage
+constexpr unsigned PRODUCT_NUMBERS = TILE * PRODUCT_DEPTH;           // numbers of one operand in one stage
+constexpr unsigned PADDED_TILE = TILE + 8;                           // rows of [depth][tile]
+constexpr unsigned PRODUCT_SLAB = PADDED_TILE * PRODUCT_DEPTH;       // the room that they have
 constexpr unsigned WARP_ROWS = 64, WARP_COLUMNS = 32;
 static_assert(PRODUCT_STAGES * 2 * PRODUCT_SLAB * sizeof(float) == PRODUCT_SHARED, "the launch gives as much");
 static_assert(TILE / WARP_ROWS * (TILE / WARP_COLUMNS) * 32 == PRODUCT_THREADS, "warps cover the tile");
@@ -60,38 +62,64 @@ __device__ __forceinline__ unsigned slab_at(unsigned index, unsigned depth)
         // Rows of 64 bytes: two of them fill all banks, so that pairs of rows take turns.
         return index * PRODUCT_DEPTH + ((depth / 4) ^ (index / 2 % 4)) * 4 + depth % 4;
     } else {
-        // A warp reads eight neighbours in each of four rows: neighbouring rows are eight banks apart.
-        return depth * TILE + ((index / 4) ^ (depth % 4 * 2)) * 4 + index % 4;
+        // A warp reads eight neighbours in each of four rows, which are eight banks apart. Padding, unlike a swizzle, leaves
+        // all addresses of a thread at constant distances.
+        return depth * PADDED_TILE + index;
     }
 }
 
-// Copies one slab of an operand: `first` is its first index, `count` how many there are in all, likewise the depth.
-template <Along ALONG, bool ALIGNED>
-__device__ __forceinline__ void slab_copy(
-    unsigned to, const float* from, unsigned long long stride, unsigned first, unsigned count, unsigned depth_first, unsigned depth_end)
+// How many of the `step` numbers that start at `first` lie before `end`.
+__device__ __forceinline__ unsigned left_of(unsigned first, unsigned end, unsigned step)
 {
-    constexpr unsigned STEP = ALIGNED ? 4 : 1;
-    constexpr unsigned LINE = ALONG == Along::Depth ? PRODUCT_DEPTH : TILE;
-    constexpr unsigned CHUNKS = LINE / STEP;
-#pragma unroll
-    for (unsigned i = 0; i < PRODUCT_SLAB / STEP / PRODUCT_THREADS; ++i) {
-        const unsigned chunk = i * PRODUCT_THREADS + threadIdx.x;
-        const unsigned line = chunk / CHUNKS, within = chunk % CHUNKS * STEP;
-        const unsigned index = ALONG == Along::Depth ? line : within, depth = ALONG == Along::Depth ? within : line;
-        const unsigned row = (ALONG == Along::Depth ? first + index : depth_first + depth);
-        const unsigned column = (ALONG == Along::Depth ? depth_first + depth : first + index);
-        const unsigned rows = ALONG == Along::Depth ? count : depth_end, columns = ALONG == Along::Depth ? depth_end : count;
-        const unsigned left = row < rows && column < columns ? min(columns - column, STEP) : 0;
-        // An address beyond the matrix is not even formed.
-        const float* source = left > 0 ? from + row * stride + column : from;
-        const unsigned target = to + slab_at<ALONG>(index, depth) * 4;
-        if constexpr (ALIGNED) {
-            copy_async_16(target, source, left * 4);
-        } else {
-            copy_async_4(target, source, left * 4);
-        }
-    }
+    return first < end ? min(end - first, step) : 0;
 }
+
+// A thread's part of the copies of one operand, slab by slab. What does not change from slab to slab is computed once. Where
+// nothing is left to copy, the address may lie beyond the matrix: it is not read.
+template <Along ALONG, bool ALIGNED>
+struct SlabCopy {
+    static constexpr bool DEPTH = ALONG == Along::Depth;
+    static constexpr unsigned STEP = ALIGNED ? 4 : 1;                           // numbers of one copy
+    static constexpr unsigned CHUNKS = (DEPTH ? PRODUCT_DEPTH : TILE) / STEP;   // copies of a line
+    static constexpr unsigned LINES = PRODUCT_THREADS / CHUNKS;                 // lines that all threads copy at once
+    static constexpr unsigned ROUNDS = PRODUCT_NUMBERS / STEP / PRODUCT_THREADS;
+
+
+    const float* source;
+    unsigned stride;     // 32 bits, checked before the launch, leave registers for the sums
+    int left;            // along the depth: lines from this thread's first one on; across it: numbers of a copy
+
+    static __device__ __forceinline__ unsigned line() { return threadIdx.x / CHUNKS; }
+    static __device__ __forceinline__ unsigned within() { return threadIdx.x % CHUNKS * STEP; }
+
+    // `first` is the first index of the tile, `count` how many indices there are in all.
+    __device__ __forceinline__ SlabCopy(const ProductOperand& from, unsigned first, unsigned count, unsigned depth)
+        : stride(static_cast<unsigned>(from.stride))
+    {
+        left = DEPTH ? static_cast<int>(count - first) - static_cast<int>(line()) : left_of(first + within(), count, STEP);
+        source = from.pointer + blockIdx.z * from.batch_stride
+            + static_cast<unsigned long long>((DEPTH ? first : depth) + line()) * stride + (DEPTH ? depth : first) + within();
+    }
+
+    // Copies the slab that starts at `depth`, and goes on to the next one.
+    __device__ __forceinline__ void next(unsigned to, unsigned depth, unsigned depth_end)
+    {
+        const unsigned across = DEPTH ? left_of(depth + within(), depth_end, STEP) : left;
+#pragma unroll
+        for (unsigned i = 0; i < ROUNDS; ++i) {
+            const unsigned along = i * LINES + line();
+            const bool there = DEPTH ? static_cast<int>(i * LINES) < left : depth + along < depth_end;
+            const unsigned bytes = there ? across * 4 : 0;
+            const unsigned target = to + (DEPTH ? slab_at<ALONG>(along, within()) : slab_at<ALONG>(within(), along)) * 4;
+            if constexpr (ALIGNED) {
+                copy_async_16(target, source + static_cast<unsigned long long>(i * LINES) * stride, bytes);
+            } else {
+                copy_async_4(target, source + static_cast<unsigned long long>(i * LINES) * stride, bytes);
+            }
+        }
+        source += DEPTH ? PRODUCT_DEPTH : static_cast<unsigned long long>(PRODUCT_DEPTH) * stride;
+    }
+};
 
 // A number as the sum of two of tf32.
 __device__ __forceinline__ void split_tf32(unsigned value, unsigned& high, unsigned& low)
@@ -139,42 +167,39 @@ __device__ __forceinline__ void product_tile(const Product& product)
         ? tile_upper(blockIdx.x)
         : tile_full(blockIdx.x, divide_up(product.rows, TILE), divide_up(product.columns, TILE));
     const unsigned from_row = tile.x * TILE, from_column = tile.y * TILE;
-    const float* const a = product.a.pointer + batch * product.a.batch_stride;
-    const float* const b = product.b.pointer + batch * product.b.batch_stride;
 
-    const unsigned all_slabs = divide_up(product.depth, PRODUCT_DEPTH);
-    const unsigned slabs_each = divide_up(all_slabs, product.splits);
-    const unsigned first_slab = min(split * slabs_each, all_slabs);
-    const unsigned slabs = min(slabs_each, all_slabs - first_slab);
+    // This split's part of the depth, in whole slabs.
+    const unsigned part = divide_up(divide_up(product.depth, PRODUCT_DEPTH), product.splits) * PRODUCT_DEPTH;
+    const unsigned end = min((split + 1) * part, product.depth);
+    unsigned next = min(split * part, end);
+    const unsigned slabs = divide_up(end - next, PRODUCT_DEPTH);
 
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const unsigned warp_row = warp / (TILE / WARP_COLUMNS) * WARP_ROWS, warp_column = warp % (TILE / WARP_COLUMNS) * WARP_COLUMNS;
 
+    SlabCopy<A_ALONG, ALIGNED> a(product.a, from_row, product.rows, next);
+    SlabCopy<B_ALONG, ALIGNED> b(product.b, from_column, product.columns, next);
     const auto fetch = [&](unsigned slab) {
-        const unsigned stage = shared + slab % PRODUCT_STAGES * 2 * PRODUCT_SLAB * 4;
-        const unsigned depth = (first_slab + slab) * PRODUCT_DEPTH;
-        slab_copy<A_ALONG, ALIGNED>(stage, a, product.a.stride, from_row, product.rows, depth, product.depth);
-        slab_copy<B_ALONG, ALIGNED>(
-            stage + PRODUCT_SLAB * 4, b, product.b.stride, from_column, product.columns, depth, product.depth);
+        if (next < end) {
+            const unsigned stage = shared + slab % PRODUCT_STAGES * 2 * PRODUCT_SLAB * 4;
+            a.next(stage, next, end);
+            b.next(stage + PRODUCT_SLAB * 4, next, end);
+            next += PRODUCT_DEPTH;
+        }
+        copies_commit();
     };
 
     float sums[WARP_ROWS / 16][WARP_COLUMNS / 8][4] = {};
 
     for (unsigned slab = 0; slab < PRODUCT_STAGES - 1; ++slab) {
-        if (slab < slabs) {
-            fetch(slab);
-        }
-        copies_commit();
+        fetch(slab);
     }
     for (unsigned slab = 0; slab < slabs; ++slab) {
         // Every turn commits a group, be it empty: all but the newest two are slabs up to this one.
         copies_wait<PRODUCT_STAGES - 2>();
         // After this barrier all copies of the slab have arrived, and nobody reads the stage of the one before.
         __syncthreads();
-        if (slab + PRODUCT_STAGES - 1 < slabs) {
-            fetch(slab + PRODUCT_STAGES - 1);
-        }
-        copies_commit();
+        fetch(slab + PRODUCT_STAGES - 1);
 
         const unsigned a_slab = slab % PRODUCT_STAGES * 2 * PRODUCT_SLAB, b_slab = a_slab + PRODUCT_SLAB;
 #pragma unroll 1

@@ -7,38 +7,62 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// A program and the packages that bring it.
+pub(crate) struct Program {
+    /// Its name and release, for people.
+    name: &'static str,
+    /// What has to be fetched, for people.
+    megabytes: u32,
+    packages: &'static [&'static str],
+    /// The folder of an installation, below `target/`.
+    folder: &'static str,
+    /// The program in it.
+    file: &'static str,
+}
+
 /// What makes a working nvcc. All are named at exact versions, since the wheels leave open the versions of those they
 /// need, and `cccl`, which `cuda_bf16.h` includes, is needed by none of them. Release 13.0 and not the newest, since a
 /// driver refuses PTX that is newer than itself.
-const PACKAGES: [&str; 5] = [
-    "nvidia-cuda-nvcc==13.0.88",
-    "nvidia-nvvm==13.0.88",
-    "nvidia-cuda-crt==13.0.88",
-    "nvidia-cuda-runtime==13.0.96",
-    "nvidia-cuda-cccl==13.0.85",
-];
+pub(crate) const NVCC: Program = Program {
+    name: "nvcc 13.0",
+    megabytes: 105,
+    packages: &[
+        "nvidia-cuda-nvcc==13.0.88",
+        "nvidia-nvvm==13.0.88",
+        "nvidia-cuda-crt==13.0.88",
+        "nvidia-cuda-runtime==13.0.96",
+        "nvidia-cuda-cccl==13.0.85",
+    ],
+    folder: "nvcc-13.0",
+    file: "nvidia/cu13/bin/nvcc",
+};
 
-/// The folder of an installation, below `target/`.
-const FOLDER: &str = "nvcc-13.0";
-/// The compiler in it.
-const COMPILER: &str = "nvidia/cu13/bin/nvcc";
+/// The disassembler, of which the oldest on PyPI is newer than the compiler above; it reads all older machine code.
+pub(crate) const NVDISASM: Program = Program {
+    name: "nvdisasm 13.5",
+    megabytes: 5,
+    packages: &["nvidia-cuda-nvdisasm==13.5.37"],
+    folder: "nvdisasm-13.5",
+    file: "nvidia/cu13/bin/nvdisasm",
+};
 
-/// The compiler below `target`, fetched if it is not there, and its release. `passed_over` goes into errors.
+/// A program below `target`, fetched if it is not there, and its release. `passed_over` goes into errors.
 pub(crate) fn install(
+    program: &Program,
     target: &Path,
     installers: &[Vec<OsString>],
     passed_over: &str,
 ) -> Result<(PathBuf, (u32, u32)), Error> {
-    let folder = target.join(FOLDER);
-    let compiler = folder.join(COMPILER);
+    let folder = target.join(program.folder);
+    let compiler = folder.join(program.file);
     if !compiler.is_file() {
         fs::create_dir_all(target).map_err(Error::file(target))?;
-        let lock_path = target.join(format!("{FOLDER}.lock"));
+        let lock_path = target.join(format!("{}.lock", program.folder));
         let lock = File::create(&lock_path).map_err(Error::file(&lock_path))?;
         lock.lock().map_err(Error::file(&lock_path))?;
         // Whoever held the lock may have done it.
         if !compiler.is_file() {
-            fetch(&folder, installers, passed_over)?;
+            fetch(program, &folder, installers, passed_over)?;
         }
     }
     match release(&compiler) {
@@ -48,13 +72,13 @@ pub(crate) fn install(
 }
 
 /// Fills `folder`. Only one process at a time does this.
-fn fetch(folder: &Path, installers: &[Vec<OsString>], passed_over: &str) -> Result<(), Error> {
+fn fetch(program: &Program, folder: &Path, installers: &[Vec<OsString>], passed_over: &str) -> Result<(), Error> {
     let Some(installer) = installers.iter().find(|installer| runs(installer)) else {
         return Err(Error::NoInstaller { passed_over: passed_over.to_owned() });
     };
-    eprintln!("fetching nvcc 13.0 from PyPI into {} (105 MB, once)", folder.display());
+    eprintln!("fetching {} from PyPI into {} ({} MB, once)", program.name, folder.display(), program.megabytes);
     // What is left of an attempt that was cut off.
-    let partial = folder.with_file_name(format!("{FOLDER}.partial"));
+    let partial = folder.with_file_name(format!("{}.partial", program.folder));
     for leftover in [&partial, folder] {
         if leftover.exists() {
             fs::remove_dir_all(leftover).map_err(Error::file(leftover))?;
@@ -62,7 +86,7 @@ fn fetch(folder: &Path, installers: &[Vec<OsString>], passed_over: &str) -> Resu
     }
     let mut command = Command::new(&installer[0]);
     command.args(&installer[1..]).args(["install", "--no-deps", "--only-binary", ":all:", "--target"]);
-    command.arg(&partial).args(PACKAGES);
+    command.arg(&partial).args(program.packages);
     // A user's pip settings may ask for --user, which contradicts --target.
     command.env("PIP_USER", "0").env("PIP_DISABLE_PIP_VERSION_CHECK", "1").stdin(Stdio::null());
     let output = command.output().map_err(Error::file(Path::new(&installer[0])))?;
@@ -70,8 +94,8 @@ fn fetch(folder: &Path, installers: &[Vec<OsString>], passed_over: &str) -> Resu
         let (command, passed_over) = (format!("{command:?}"), passed_over.to_owned());
         return Err(Error::Fetch { passed_over, command, said: said(&output) });
     }
-    if let Err(reason) = release(&partial.join(COMPILER)) {
-        return Err(Error::Broken { path: partial.join(COMPILER), reason });
+    if let Err(reason) = release(&partial.join(program.file)) {
+        return Err(Error::Broken { path: partial.join(program.file), reason });
     }
     fs::rename(&partial, folder).map_err(Error::file(folder))
 }

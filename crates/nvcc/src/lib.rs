@@ -172,6 +172,40 @@ impl Nvcc {
         self.compile("-cubin", source, options)
     }
 
+    /// Translates PTX into the machine code of `architecture`, such as `sm_80`, and returns it with what ptxas says about
+    /// registers, shared memory and spills (`-v`).
+    ///
+    /// # Errors
+    /// [`Error::Compile`] with what ptxas wrote, or [`Error::File`] if it cannot be run.
+    pub fn assemble(&self, ptx: &Path, architecture: &str) -> Result<(Vec<u8>, String), Error> {
+        let folder = tempfile::tempdir().map_err(Error::file(&std::env::temp_dir()))?;
+        let (ptxas, target) = (self.path.with_file_name("ptxas"), folder.path().join("module"));
+        let mut command = Command::new(&ptxas);
+        command.arg("-v").arg(format!("-arch={architecture}")).arg("-o").arg(&target).arg(ptx).stdin(Stdio::null());
+        let output = command.output().map_err(Error::file(&ptxas))?;
+        if !output.status.success() {
+            return Err(Error::Compile { path: ptx.to_owned(), said: said(&output) });
+        }
+        Ok((std::fs::read(&target).map_err(Error::file(&target))?, said(&output)))
+    }
+
+    /// The machine code of a cubin as text. nvdisasm is sought beside nvcc and on `PATH`, and else fetched like nvcc.
+    ///
+    /// # Errors
+    /// As [`locate`] where it has to be fetched; [`Error::Compile`] with what nvdisasm wrote.
+    pub fn disassemble(&self, cubin: &[u8]) -> Result<String, Error> {
+        let nvdisasm = search::Search::from_environment().disassembler(&self.path)?;
+        let folder = tempfile::tempdir().map_err(Error::file(&std::env::temp_dir()))?;
+        let source = folder.path().join("module.cubin");
+        std::fs::write(&source, cubin).map_err(Error::file(&source))?;
+        let mut command = Command::new(&nvdisasm);
+        let output = command.arg("-c").arg(&source).stdin(Stdio::null()).output().map_err(Error::file(&nvdisasm))?;
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(Error::Compile { path: source, said: said(&output) }),
+        }
+    }
+
     fn compile<S: AsRef<OsStr>>(&self, kind: &str, source: &Path, options: &[S]) -> Result<Vec<u8>, Error> {
         let folder = tempfile::tempdir().map_err(Error::file(&std::env::temp_dir()))?;
         let target = folder.path().join("module");

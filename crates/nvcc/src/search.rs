@@ -84,8 +84,19 @@ impl Search {
                 Err(reason) => passed_over.push(format!("{} does not run: {reason}", path.display())),
             }
         }
-        let (path, release) = install::install(&self.target, &self.installers, &parenthesis(&passed_over))?;
+        let (path, release) =
+            install::install(&install::NVCC, &self.target, &self.installers, &parenthesis(&passed_over))?;
         Ok(Nvcc { path, release, origin: Origin::Fetched, passed_over })
+    }
+
+    /// nvdisasm: beside the compiler, on `PATH`, or fetched.
+    pub(crate) fn disassembler(&self, nvcc: &Path) -> Result<PathBuf, Error> {
+        let beside = nvcc.with_file_name("nvdisasm");
+        let on_path = self.path.iter().flat_map(env::split_paths).map(|folder| folder.join("nvdisasm"));
+        match [beside].into_iter().chain(on_path).find(|file| file.is_file() && release(file).is_ok()) {
+            Some(found) => Ok(found),
+            None => Ok(install::install(&install::NVDISASM, &self.target, &self.installers, "")?.0),
+        }
     }
 
     /// Files that are there, in the order of preference.
