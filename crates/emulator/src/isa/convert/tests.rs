@@ -236,7 +236,11 @@ proptest! {
                     continue;
                 }
                 for (name, mode) in [("rn", Rounding::Nearest), ("rz", Rounding::Zero), ("rm", Rounding::Down), ("rp", Rounding::Up)] {
-                    let body = format!("cvt.{name}.{to}.{from} %r9, {register};");
+                    let body = match to {
+                        // Only a register of its size holds a bf16.
+                        "bf16" => format!("cvt.{name}.{to}.{from} %h9, {register};\ncvt.u32.u16 %r9, %h9;"),
+                        _ => format!("cvt.{name}.{to}.{from} %r9, {register};"),
+                    };
                     // Of doubles, those that are near the range of the others.
                     let argument = |lane: usize| match from {
                         "f64" => bits[lane] & 0x81ff_ffff_ffff_ffff | 0x3e00_0000_0000_0000,
