@@ -103,7 +103,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
     // PTX ISA, `ld` and `st`: 256 bits only in global memory, as .v8 of 32 or .v4 of 64 bits; priorities in the L2 cache
     // only of these.
     let is_longest = matches!((count, element.size()), (8, 4) | (4, 8));
-    if count * element.size() > 16 && !is_longest || count == 8 && !is_longest {
+    if !is_longest && (count == 8 || count * element.size() > 16) {
         return Err(format!("there are no vectors of {count} {element:?}"));
     }
     if is_longest && !matches!(at, Where::Generic | Where::In(Space::Global)) {
