@@ -19,10 +19,10 @@ ci:
 bench FILTER="":
     cargo bench -p prune --bench stages -- {{FILTER}}
 
-# The PTX parser of the emulator on damaged texts, for so many seconds.
-fuzz SECONDS="600":
-    mkdir -p crates/emulator/fuzz/corpus/parse
-    cd crates/emulator && cargo fuzz run --sanitizer none parse fuzz/corpus/parse tests/corpus/accepted \
+# The PTX parser of the emulator (TARGET parse), or parser and decoder (decode), on damaged texts for so many seconds.
+fuzz SECONDS="600" TARGET="decode":
+    mkdir -p crates/emulator/fuzz/corpus/{{TARGET}}
+    cd crates/emulator && cargo fuzz run --sanitizer none {{TARGET}} fuzz/corpus/{{TARGET}} tests/corpus/accepted \
         tests/corpus/refused -- -max_total_time={{SECONDS}} -rss_limit_mb=1024 -timeout=60
 
 # The documentation of all crates, in a browser.

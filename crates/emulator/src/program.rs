@@ -97,7 +97,7 @@ impl Special {
             // Where cooperative groups find what their grid barrier counts in.
             "%envreg1" => Self::WorkspaceHigh,
             "%envreg2" => Self::WorkspaceLow,
-            "%cluster_ctaid" | "%cluster_ctarank" | "%is_explicit_cluster" => Self::Zero,
+            "%cluster_ctaid" | "%cluster_ctarank" => Self::Zero,
             "%cluster_nctaid" | "%cluster_nctarank" => Self::One,
             "%clusterid" => Self::CtaId(axis),
             "%nclusterid" => Self::NCtaId(axis),
@@ -223,6 +223,12 @@ pub struct Scope<'a> {
     names: Vec<HashMap<String, Symbol>>,
     /// The functions being inlined, outermost first.
     calls: Vec<&'a str>,
+    /// How many have been.
+    inlined: usize,
+    /// How deep scopes are nested, those of functions being inlined included.
+    depth: usize,
+    /// The line of the last instruction, or of the kernel before the first.
+    line: u32,
     /// Where `ret` goes: none for the kernel itself.
     returns: Vec<Label>,
     labels: Vec<Option<usize>>,
@@ -260,6 +266,9 @@ impl<'a> Scope<'a> {
             addresses,
             names: vec![HashMap::new()],
             calls: Vec::new(),
+            inlined: 0,
+            depth: 0,
+            line: 0,
             returns: Vec::new(),
             labels: Vec::new(),
             steps: Vec::new(),

@@ -615,6 +615,10 @@ fn images_that_are_no_text_are_refused() {
     assert_eq!(load(b"\x7fELF\0"), 209);
     assert_eq!(load(b"hello\0"), 200);
     assert_eq!(load(b".version 8.0\n.target sm_80\n.address_size 64\nnonsense here;\0"), 218);
+    // CUDA_ERROR_UNSUPPORTED_PTX_VERSION, and what a target or version does not have.
+    assert_eq!(load(b".version 10.0\n.target sm_80\n.address_size 64\n\0"), 222);
+    let elect = "\n.address_size 64\n.entry k() { .reg .b32 r; .reg .pred p; elect.sync r|p, -1; ret; }\0";
+    assert_eq!(load(format!(".version 8.0\n.target sm_80{elect}").as_bytes()), 218);
     let mut out = MaybeUninit::uninit();
     assert_eq!(cu!(cuModuleLoad(Some(&mut out), c"/nowhere.ptx".as_ptr())), 301);
     let (mut log, mut size) = ([1_u8; 64], 64_usize as *mut c_void);

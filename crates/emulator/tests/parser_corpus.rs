@@ -1,6 +1,7 @@
-//! The parser on the texts of `corpus/`, and on what is left of them after all kinds of damage. `fuzz/` goes on from
+//! The parser (and for what is refused the decoder) on the texts of `corpus/`, and on what is left of them after all kinds of damage. `fuzz/` goes on from
 //! the same files, by coverage; what it finds is kept here.
 
+use emulator::program::{Addresses, decode};
 use emulator::ptx::ast::{Module, Statement};
 use emulator::ptx::{ParseError, parse};
 use proptest::prelude::*;
@@ -32,7 +33,8 @@ fn check_error(error: &ParseError, text: &str) {
     assert!((1..=lines).contains(&(error.line() as usize)), "line {} of {lines}: {error}", error.line());
     if let ParseError::Unexpected { text: quoted, .. }
     | ParseError::Unsupported { text: quoted, .. }
-    | ParseError::Excessive { text: quoted, .. } = error
+    | ParseError::Excessive { text: quoted, .. }
+    | ParseError::Duplicate { text: quoted, .. } = error
     {
         assert!(text.contains(quoted.as_str()) && quoted.len() < 200, "{error}");
     }
@@ -69,7 +71,12 @@ fn accepted_texts_parse() {
 fn refused_texts_are_refused() {
     for (name, text) in texts("refused") {
         match parse(&text) {
-            Ok(_) => panic!("{name} was accepted"),
+            Ok(module) => {
+                let kernels = module.functions.iter().filter(|function| function.is_entry);
+                let refused = kernels.map(|kernel| decode(&module, kernel, &Addresses::new())).find_map(Result::err);
+                let error = refused.unwrap_or_else(|| panic!("{name} was accepted"));
+                assert!((1..=text.lines().count()).contains(&(error.line as usize)), "{name}: {error}");
+            }
             Err(error) => check_error(&error, &text),
         }
     }

@@ -5,8 +5,8 @@ use super::error::{Answer, Code, fail, invalid};
 use super::{Driver, Handle, State, new_handle, not_found};
 use crate::memory::{Owner, Touch};
 use crate::program::{self, Addresses, Program};
-use crate::ptx;
 use crate::ptx::ast::{self, Space};
+use crate::ptx::{self, ParseError};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -36,9 +36,6 @@ pub(crate) struct Function {
     constant: usize,
 }
 
-/// The latest major version of PTX that is read.
-const PTX_MAJOR: u32 = 9;
-
 impl Driver {
     /// The architecture of the devices, 80 for 8.0.
     pub(crate) fn architecture(&self) -> u32 {
@@ -50,9 +47,13 @@ impl Driver {
         let context = self.lock().current()?;
         let module = ptx::parse(text).map_err(|error| {
             let line = usize::try_from(error.line()).ok().and_then(|line| text.lines().nth(line.checked_sub(1)?));
-            fail(Code::INVALID_PTX, format!("{error}: `{}`", line.unwrap_or_default().trim()))
+            let code = match error {
+                ParseError::UnsupportedVersion { .. } => Code::UNSUPPORTED_PTX_VERSION,
+                _ => Code::INVALID_PTX,
+            };
+            fail(code, format!("{error}: `{}`", line.unwrap_or_default().trim()))
         })?;
-        self.check_version(&module)?;
+        self.check_target(&module.target)?;
         let mut storage = Vec::new();
         let loaded = self.place_variables(&module, context, &mut storage).and_then(|(globals, addresses)| {
             let mut kernels = HashMap::new();
@@ -78,12 +79,8 @@ impl Driver {
 
     /// Whether the module was compiled for these devices: for the same or an earlier architecture, or with a suffix for
     /// exactly this one (`a`) or its family (`f`).
-    fn check_version(&self, module: &ast::Module) -> Answer {
-        if module.version.0 > PTX_MAJOR {
-            let (major, minor) = module.version;
-            return Err(fail(Code::UNSUPPORTED_PTX_VERSION, format!("PTX {major}.{minor} is newer than 9.x")));
-        }
-        let (target, own) = (&module.target, self.architecture());
+    fn check_target(&self, target: &ast::Target) -> Answer {
+        let own = self.architecture();
         let runs = match target.suffix {
             Some('a') => target.architecture == own,
             Some('f') => target.architecture <= own && target.architecture / 10 == own / 10,

@@ -85,7 +85,7 @@ pub fn cos(x: f32) -> f32 {
     f64::from(x).cos() as f32
 }
 
-/// a / b, or zero where |b| > 2^126 (the reciprocal is then flushed), for an infinite a NaN: PTX ISA 9.7.3.8
+/// a / b, or zero where |b| > 2^126 (the reciprocal is then flushed), for an infinite a NaN: PTX ISA 9.7.3
 /// (`div.approx`), which allows an error of two last places for other b.
 #[inline(always)]
 pub fn div(a: f32, b: f32) -> f32 {

@@ -102,6 +102,10 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
     if !matches!(at, Where::Generic | Where::In(Space::Global | Space::Shared)) {
         return Err("atomic operations take global or shared memory".to_owned());
     }
+    let half = matches!(ty, Type::F16 | Type::F16x2 | Type::Bf16 | Type::Bf16x2);
+    if count == 1 && half && operation != Operation::Add {
+        return Err(format!("{operation:?} of {ty:?} is defined for vectors only"));
+    }
     if count > 1 && (operation == Operation::CompareAndSwap || !is_vector(ty, count) || at == Where::In(Space::Shared))
     {
         return Err(format!("{operation:?} is not defined for vectors of {count} {ty:?} here"));
@@ -116,7 +120,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         Some(Operand::Sink) | None => Vec::new(),
         Some(operand) => elements(operand, count, |operand| {
             Ok(match ty.size() {
-                8 => Register::Double(scope.double_to(operand)?),
+                8 => Register::Double(scope.double_to(operand, ty)?),
                 _ => Register::Word(scope.word_to(operand, ty)?),
             })
         })?,

@@ -1,4 +1,4 @@
-//! Logic, shifts and bit fields: PTX ISA 9.7.1.13 to 9.7.1.22 (`popc` to `szext`), 9.7.8 (logic and shift) and `prmt`.
+//! Logic, shifts and bit fields: PTX ISA 9.7.1.14 to 9.7.1.22 (`popc` to `bmsk`), 9.7.8 (logic and shift) and `prmt`.
 
 use super::Decoded;
 use super::forms::{Source, check, no_type, operands};
@@ -169,7 +169,7 @@ fn logic(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<O
         Type::Pred => {
             Op::Predicate2(kind, scope.predicate_to(d)?, Source::decode(scope, a)?, Source::decode(scope, b)?)
         }
-        Type::B64 => Op::Logic(kind, scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?),
+        Type::B64 => Op::Logic(kind, scope.double_to(d, ty)?, scope.double(a, ty)?, scope.double(b, ty)?),
         Type::B16 | Type::B32 => {
             let kind = match kind {
                 Logic::And => Word2::And,
@@ -194,7 +194,7 @@ fn unary(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<O
                 "cnot" => Double1::Cnot,
                 _ => Double1::Brev,
             };
-            return Ok(Op::Double1(kind, scope.double_to(d)?, scope.double(a, ty)?));
+            return Ok(Op::Double1(kind, scope.double_to(d, ty)?, scope.double(a, ty)?));
         }
         ("not", Type::B16) => Word1::Not16,
         ("not", Type::B32) => Word1::Not32,
@@ -240,11 +240,11 @@ fn shift(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<O
     // The amount is a 32-bit number whatever the type.
     let b = scope.word(b, Type::U32)?;
     let kind = match (left, ty) {
-        (true, Type::B64) => return Ok(Op::Shift(Shift::Left, scope.double_to(d)?, scope.double(a, ty)?, b)),
+        (true, Type::B64) => return Ok(Op::Shift(Shift::Left, scope.double_to(d, ty)?, scope.double(a, ty)?, b)),
         (false, Type::B64 | Type::U64) => {
-            return Ok(Op::Shift(Shift::RightU, scope.double_to(d)?, scope.double(a, ty)?, b));
+            return Ok(Op::Shift(Shift::RightU, scope.double_to(d, ty)?, scope.double(a, ty)?, b));
         }
-        (false, Type::S64) => return Ok(Op::Shift(Shift::RightS, scope.double_to(d)?, scope.double(a, ty)?, b)),
+        (false, Type::S64) => return Ok(Op::Shift(Shift::RightS, scope.double_to(d, ty)?, scope.double(a, ty)?, b)),
         (true, Type::B16) => Word2::Left16,
         (true, Type::B32) => Word2::Left32,
         (false, Type::B16 | Type::U16 | Type::B32 | Type::U32) => Word2::RightU,
@@ -262,7 +262,7 @@ fn extract(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result
     Ok(match ty {
         Type::U32 => Op::Word3(Word3::ExtractU, scope.word_to(d, ty)?, scope.word(a, ty)?, b, c),
         Type::S32 => Op::Word3(Word3::ExtractS, scope.word_to(d, ty)?, scope.word(a, ty)?, b, c),
-        Type::U64 | Type::S64 => Op::Extract(ty.is_signed(), scope.double_to(d)?, scope.double(a, ty)?, b, c),
+        Type::U64 | Type::S64 => Op::Extract(ty.is_signed(), scope.double_to(d, ty)?, scope.double(a, ty)?, b, c),
         _ => return no_type(instruction),
     })
 }
@@ -273,7 +273,7 @@ fn insert(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<
     let (c, length) = (scope.word(c, Type::U32)?, scope.word(length, Type::U32)?);
     Ok(match ty {
         Type::B32 => Op::Insert(scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, ty)?, c, length),
-        Type::B64 => Op::InsertDouble(scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?, c, length),
+        Type::B64 => Op::InsertDouble(scope.double_to(d, ty)?, scope.double(a, ty)?, scope.double(b, ty)?, c, length),
         _ => return no_type(instruction),
     })
 }

@@ -1,4 +1,4 @@
-//! Comparison and selection: PTX ISA 9.7.5 and 9.7.6 (`set`, `setp`, `selp`, `slct`), for numbers of every kind.
+//! Comparison and selection: PTX ISA 9.7.6 and 9.7.7 (`set`, `setp`, `selp`, `slct`), for numbers of every kind.
 
 use super::Decoded;
 use super::forms::{Source, check, no_type, operands};
@@ -241,7 +241,7 @@ fn set(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
         Type::U32 | Type::S32 => (u32::MAX, false),
         Type::U16 | Type::S16 if half && !halves => (0xffff, false),
         Type::F32 if !half => (1f32.to_bits(), false),
-        Type::F16 if !halves => (0x3c00, false),
+        Type::F16 if !halves && from != Type::Bf16 => (0x3c00, false),
         Type::Bf16 if !halves => (0x3f80, false),
         Type::F16x2 if from == Type::F16x2 => (0x3c00, true),
         Type::Bf16x2 if from == Type::Bf16x2 => (0x3f80, true),
@@ -260,7 +260,7 @@ fn select(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason
     let p = Source::decode(scope, p)?;
     Ok(match ty {
         Type::B64 | Type::U64 | Type::S64 | Type::F64 => {
-            Op::SelectDouble(scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?, p)
+            Op::SelectDouble(scope.double_to(d, ty)?, scope.double(a, ty)?, scope.double(b, ty)?, p)
         }
         Type::B16 | Type::U16 | Type::S16 | Type::B32 | Type::U32 | Type::S32 | Type::F32 => {
             Op::SelectWord(scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, ty)?, p)
@@ -283,7 +283,7 @@ fn choose(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason
     let c = scope.word(c, by)?;
     Ok(match ty {
         Type::B64 | Type::U64 | Type::S64 | Type::F64 => {
-            Op::ChooseDouble(scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?, c, sign)
+            Op::ChooseDouble(scope.double_to(d, ty)?, scope.double(a, ty)?, scope.double(b, ty)?, c, sign)
         }
         Type::B16 | Type::U16 | Type::S16 | Type::B32 | Type::U32 | Type::S32 | Type::F32 => {
             Op::ChooseWord(scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, ty)?, c, sign)

@@ -1,4 +1,4 @@
-//! Conversions: PTX ISA 9.7.9.21 (`cvt`) and `cvt.pack`.
+//! Conversions: `cvt` and `cvt.pack` of PTX ISA 9.7.9.
 //!
 //! Registers may be wider than the types of the instruction: of a source the low bits are taken; a result is extended to
 //! the destination, with its sign if it has one.
@@ -190,18 +190,14 @@ fn rounding(instruction: &Instruction) -> Option<Rounding> {
 
 fn source(scope: &mut Scope<'_>, operand: &Operand, ty: Type) -> Result<From, Reason> {
     let wide = scope.register_type(operand).map_or(ty.size(), Type::size) == 8;
-    if wide {
-        Ok(From::Double(scope.double(operand, Type::B64)?))
-    } else {
-        Ok(From::Word(scope.word_any(operand, ty)?))
-    }
+    if wide { Ok(From::Double(scope.double_any(operand, ty)?)) } else { Ok(From::Word(scope.word_any(operand, ty)?)) }
 }
 
 fn destination(scope: &mut Scope<'_>, operand: &Operand, ty: Type) -> Result<To, Reason> {
     match scope.register_type(operand).map_or(ty.size(), Type::size) {
         own if own < ty.size() => Err("the destination is too small for the type".to_owned()),
-        8 => Ok(To::Double(scope.double_to(operand)?)),
-        own => Ok(To::Word(scope.word_to_any(operand)?, u32::MAX >> (32 - 8 * own as u32))),
+        8 => Ok(To::Double(scope.double_to_any(operand, ty)?)),
+        own => Ok(To::Word(scope.word_to_any(operand, ty)?, u32::MAX >> (32 - 8 * own as u32))),
     }
 }
 
@@ -228,6 +224,12 @@ fn scalar(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason
     }
     if ftz && to != Type::F32 && from != Type::F32 {
         refuse(&["ftz"])?;
+    }
+    if to == Type::Bf16 {
+        refuse(&["sat"])?;
+    }
+    if (to == Type::Bf16 && from.size() == 1) || (from == Type::Bf16 && to.size() == 1) {
+        return no_type(instruction);
     }
     match (Integer::of(to), Float::of(to), Integer::of(from), Float::of(from)) {
         (Some(into), _, Some(of), _) => {

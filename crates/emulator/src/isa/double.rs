@@ -67,7 +67,7 @@ pub(super) fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result
             check(instruction, MODES, 1)?;
             need_one(instruction, MODES)?;
             let [d, a, b, c] = operands(instruction)?;
-            let d = scope.double_to(d)?;
+            let d = scope.double_to(d, ty)?;
             return Ok(Some(Op::Fma(mode, d, scope.double(a, ty)?, scope.double(b, ty)?, scope.double(c, ty)?)));
         }
         "testp" => {
@@ -99,7 +99,7 @@ pub(super) fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result
                 check(instruction, &["approx", "ftz"], 1)?;
             }
             let [d, a] = operands(instruction)?;
-            return Ok(Some(Op::One(kind, mode, scope.double_to(d)?, scope.double(a, ty)?)));
+            return Ok(Some(Op::One(kind, mode, scope.double_to(d, ty)?, scope.double(a, ty)?)));
         }
     };
     match two {
@@ -116,7 +116,7 @@ pub(super) fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result
         }
     }
     let [d, a, b] = operands(instruction)?;
-    Ok(Some(Op::Two(two, mode, scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?)))
+    Ok(Some(Op::Two(two, mode, scope.double_to(d, ty)?, scope.double(a, ty)?, scope.double(b, ty)?)))
 }
 
 /// The smaller of two; −0 is below +0, and a NaN gives way to a number.
@@ -131,8 +131,8 @@ fn maximum(a: f64, b: f64) -> f64 {
     if a > b || a == b && a.is_sign_positive() || b.is_nan() { a } else { b }
 }
 
-/// `f` of the upper 32 bits of a number, subnormal ones being zero, and of its result as much (PTX ISA 9.7.3.13 and
-/// 9.7.3.17: a start for Newton's iteration).
+/// `f` of the upper 32 bits of a number, subnormal ones being zero, and of its result as much (PTX ISA,
+/// `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64`: a start for Newton's iteration).
 #[inline(always)]
 fn upper(a: u64, f: impl Fn(f64) -> f64) -> u64 {
     let cut = |bits: u64| {

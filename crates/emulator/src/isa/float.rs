@@ -219,7 +219,7 @@ fn packed(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Option<Op>
         (d, a, b, b)
     };
     let ty = Type::B64;
-    let (d, a, b, c) = (scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?, scope.double(c, ty)?);
+    let (d, a, b, c) = (scope.double_to(d, ty)?, scope.double(a, ty)?, scope.double(b, ty)?, scope.double(c, ty)?);
     Ok(Some(Op::Packed(kind, style, d, a, b, c)))
 }
 

@@ -226,7 +226,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
             let [d, a, b] = operands(instruction)?;
             if ty.size() == 8 {
                 let kind = double2(instruction, ty)?;
-                Op::Double2(kind, scope.double_to(d)?, scope.double(a, ty)?, scope.double(b, ty)?)
+                Op::Double2(kind, scope.double_to(d, ty)?, scope.double(a, ty)?, scope.double(b, ty)?)
             } else {
                 let kind = if packed { packed2(instruction)? } else { word2(instruction, ty)? };
                 Op::Word2(kind, scope.word_to(d, ty)?, scope.word(a, ty)?, scope.word(b, ty)?)
@@ -237,7 +237,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
             let [d, a, b, c] = operands(instruction)?;
             if ty.size() == 8 {
                 let kind = double3(instruction, ty)?;
-                let d = scope.double_to(d)?;
+                let d = scope.double_to(d, ty)?;
                 Op::Double3(kind, d, scope.double(a, ty)?, scope.double(b, ty)?, scope.double(c, ty)?)
             } else {
                 let kind = word3(instruction, ty)?;
@@ -285,7 +285,7 @@ fn unary(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<O
         Type::S32 => Word1::Abs32,
         Type::S64 => {
             let kind = if negate { Double1::Neg } else { Double1::Abs };
-            return Ok(Op::Double1(kind, scope.double_to(d)?, scope.double(a, ty)?));
+            return Ok(Op::Double1(kind, scope.double_to(d, ty)?, scope.double(a, ty)?));
         }
         _ => return no_type(instruction),
     };
@@ -319,7 +319,7 @@ fn wide(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<Op
         }
         (Type::U32 | Type::S32, Some((a, b))) => {
             let sum = if signed { Type::S64 } else { Type::U64 };
-            let d = scope.double_to(d)?;
+            let d = scope.double_to(d, sum)?;
             Ok(match c {
                 Some(c) => Op::WideAdd { signed, d, a, b, c: scope.double(c, sum)? },
                 None => Op::Wide { signed, d, a, b },
@@ -521,7 +521,7 @@ fn carry(scope: &mut Scope<'_>, instruction: &Instruction, ty: Type) -> Result<O
         8 => Ok(Op::CarryDouble {
             kind,
             flag,
-            d: scope.double_to(d)?,
+            d: scope.double_to(d, ty)?,
             a: scope.double(a, ty)?,
             b: scope.double(b, ty)?,
             c: scope.double(c, ty)?,

@@ -100,10 +100,17 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         }
         _ => return Err("a register and an address were expected".to_owned()),
     };
-    let bytes = count * element.size();
-    // PTX ISA, `ld` and `st`: 256 bits only in global memory, as .v8 of 32 or .v4 of 64 bits.
-    if bytes > 32 || bytes > 16 && scope.target().architecture < 100 {
-        return Err(format!("vectors of {} bits are not supported for {}", 8 * bytes, scope.target()));
+    // PTX ISA, `ld` and `st`: 256 bits only in global memory, as .v8 of 32 or .v4 of 64 bits; priorities in the L2 cache
+    // only of these.
+    let is_longest = matches!((count, element.size()), (8, 4) | (4, 8));
+    if !is_longest && (count == 8 || count * element.size() > 16) {
+        return Err(format!("there are no vectors of {count} {element:?}"));
+    }
+    if is_longest && !matches!(at, Where::Generic | Where::In(Space::Global)) {
+        return Err("vectors of 256 bits lie in global memory".to_owned());
+    }
+    if !is_longest && instruction.modifiers.iter().any(|modifier| modifier.starts_with("L2::evict_")) {
+        return Err("a priority in the L2 cache is that of vectors of 256 bits".to_owned());
     }
     if instruction.operands.len() > 2 && !instruction.has("L2::cache_hint") {
         return Err("a third operand is a cache policy, which .L2::cache_hint takes".to_owned());
@@ -143,9 +150,9 @@ fn value(scope: &mut Scope<'_>, operand: &Operand, element: Type, store: bool) -
         return Err(format!("a register of {} bits is too narrow for {element:?}", 8 * size));
     }
     let register = match (wide, store) {
-        (true, false) => Register::Double(scope.double_to(operand)?),
-        (true, true) => Register::Double(scope.double(operand, if element.size() == 8 { element } else { Type::B64 })?),
-        (false, false) => Register::Word(scope.word_to_any(operand)?),
+        (true, false) => Register::Double(scope.double_to_any(operand, element)?),
+        (true, true) => Register::Double(scope.double_any(operand, element)?),
+        (false, false) => Register::Word(scope.word_to_any(operand, element)?),
         (false, true) => Register::Word(scope.word_any(operand, element)?),
     };
     Ok((register, 8 * size))

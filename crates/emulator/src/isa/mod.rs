@@ -16,6 +16,7 @@ pub mod integer;
 pub mod matrix;
 pub mod memory;
 pub mod moves;
+pub(crate) mod requirements;
 pub mod rounding;
 pub mod system;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use crate::machine::context::Context;
 use crate::machine::registers::Registers;
 use crate::machine::{Class, Fault, Flow};
 use crate::program::{Reason, Scope};
-use crate::ptx::ast::Instruction;
+use crate::ptx::ast::{Instruction, Type};
 
 /// A decoded operation.
 #[derive(Clone, Debug)]
@@ -55,7 +56,7 @@ pub type Decoded = Result<Option<Op>, Reason>;
 /// Decodes an instruction.
 ///
 /// # Errors
-/// If no family knows it, or its operands are not what it takes.
+/// If no family knows it, its operands are not what it takes, or the module's target or version does not have it.
 pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
     const FAMILIES: [fn(&mut Scope<'_>, &Instruction) -> Decoded; 14] = [
         integer::decode,
@@ -73,12 +74,29 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Re
         matrix::decode,
         asynchronous::decode,
     ];
+    if let Some(name) = instruction.operands.iter().find_map(|operand| scope.value_by_name(operand))
+        && !takes_values(instruction, name)
+    {
+        return Err(format!("{} takes registers: {name} must be moved into one", instruction.opcode));
+    }
     for family in FAMILIES {
         if let Some(op) = family(scope, instruction)? {
+            requirements::check(instruction, scope.target(), scope.version())?;
             return Ok(op);
         }
     }
     Err("this instruction is not supported".to_owned())
+}
+
+/// Whether an instruction takes what `name` stands for, without a register. (That `cvt` between integers takes special
+/// registers is what ptxas does.)
+fn takes_values(instruction: &Instruction, name: &str) -> bool {
+    match instruction.opcode.as_str() {
+        "mov" | "call" => true,
+        "cvta" => !instruction.has("to"),
+        "cvt" => name.starts_with('%') && instruction.types().all(Type::is_integer),
+        _ => false,
+    }
 }
 
 impl Op {

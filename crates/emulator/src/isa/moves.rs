@@ -57,7 +57,7 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         "createpolicy" => {
             // What it yields is given to loads and stores, which do not look at it.
             let Some(d) = instruction.operands.first() else { return Err("createpolicy lacks a destination".into()) };
-            Op::Double(scope.double_to(d)?, scope.constant_double(0))
+            Op::Double(scope.double_to(d, Type::B64)?, scope.constant_double(0))
         }
         _ => return Ok(None),
     };
@@ -69,6 +69,10 @@ fn mov(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
     let Some(ty) = instruction.last_type() else { return no_type(instruction) };
     let [d, a] = operands(instruction)?;
     match ty {
+        // No launch here says how many blocks a cluster has, so it holds nowhere, like a predicate that nobody writes.
+        Type::Pred if matches!(a, Operand::Name(name) if name == "%is_explicit_cluster") => {
+            return Ok(Op::Predicate(scope.predicate_to(d)?, Source::decode(scope, &Operand::Integer(0))?));
+        }
         Type::Pred => return Ok(Op::Predicate(scope.predicate_to(d)?, Source::decode(scope, a)?)),
         Type::B16 | Type::U16 | Type::S16 | Type::B32 | Type::U32 | Type::S32 | Type::F32 => {}
         Type::B64 | Type::U64 | Type::S64 | Type::F64 => {}
@@ -81,7 +85,7 @@ fn mov(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
             let part = part_type(ty, elements.len())?;
             let parts = parts(elements, part, |element| scope.word(element, part))?;
             Ok(if wide {
-                Op::PackDouble(scope.double_to(d)?, parts)
+                Op::PackDouble(scope.double_to(d, ty)?, parts)
             } else {
                 Op::PackWord(scope.word_to(d, ty)?, parts)
             })
@@ -96,16 +100,16 @@ fn mov(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
             })
         }
         (d, Operand::Name(name)) if is_clock(name) => match (name.as_str(), wide) {
-            ("%clock64" | "%globaltimer", true) => Ok(Op::Clock(scope.double_to(d)?)),
+            ("%clock64" | "%globaltimer", true) => Ok(Op::Clock(scope.double_to(d, ty)?)),
             ("%clock" | "%globaltimer_lo", false) => Ok(Op::ClockLow(scope.word_to(d, Type::U32)?)),
             ("%clock_hi" | "%globaltimer_hi", false) => Ok(Op::ClockHigh(scope.word_to(d, Type::U32)?)),
             _ => Err(format!("{name} has another size")),
         },
         // Special registers are words; the upper half of this one is zero here.
         (d, Operand::Name(name)) if wide && name == "%gridid" => {
-            Ok(Op::Extend(scope.double_to(d)?, scope.word(a, Type::U32)?))
+            Ok(Op::Extend(scope.double_to(d, ty)?, scope.word(a, Type::U32)?))
         }
-        _ if wide => Ok(Op::Double(scope.double_to(d)?, scope.double(a, ty)?)),
+        _ if wide => Ok(Op::Double(scope.double_to(d, ty)?, scope.double(a, ty)?)),
         _ => Ok(Op::Word(scope.word_to(d, ty)?, scope.word(a, ty)?)),
     }
 }
@@ -157,7 +161,7 @@ fn cvta(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> 
     };
     let offset = window(space).ok_or_else(|| format!("cvta has no space .{space}"))?;
     let [d, a] = operands(instruction)?;
-    let (d, a) = (scope.double_to(d)?, scope.double(a, Type::U64)?);
+    let (d, a) = (scope.double_to(d, Type::U64)?, scope.double(a, Type::U64)?);
     Ok(match (offset, to) {
         (0, _) => Op::Double(d, a),
         (_, false) => Op::Shift(d, a, offset),
@@ -188,7 +192,7 @@ fn cluster(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reaso
     let [d, a, rank] = operands(instruction)?;
     scope.word(rank, Type::U32)?;
     Ok(if ty == Type::U64 {
-        Op::Double(scope.double_to(d)?, scope.double(a, ty)?)
+        Op::Double(scope.double_to(d, ty)?, scope.double(a, ty)?)
     } else {
         Op::Word(scope.word_to(d, ty)?, scope.word(a, ty)?)
     })

@@ -45,7 +45,7 @@ fn masks_of_lanes() {
 
 /// Ten blocks of three warps write down in which order they came.
 fn order(seed: Option<u64>, number: usize) -> Vec<u32> {
-    let body = "setp.ne.u32 %p1, %laneid, 0;\n@%p1 exit;\nmov.u32 %r3, 0;\nNEXT:\natom.global.add.u32 %r2, [%in], 1;\n\
+    let body = "mov.u32 %r3, %laneid;\nsetp.ne.u32 %p1, %r3, 0;\n@%p1 exit;\nmov.u32 %r3, 0;\nNEXT:\natom.global.add.u32 %r2, [%in], 1;\n\
                 mul.wide.u32 %l2, %r2, 4;\nadd.u64 %l2, %out, %l2;\nst.global.u32 [%l2], %gid;\nadd.u32 %r3, %r3, 1;\n\
                 setp.lt.u32 %p2, %r3, 4;\n@%p2 bra NEXT;";
     let kernel = Kernel { body, input: &[0], output: 120, ..Kernel::default() }.threads(10, 96);

@@ -14,6 +14,16 @@ const MOST_LOCAL: usize = 512 << 10;
 /// Bytes of shared memory that can be declared; more is only given by the launch.
 const MOST_SHARED: usize = 48 << 10;
 
+/// Operations of a kernel with all that it calls, which a short text can multiply without end: each function that
+/// calls another twice doubles them.
+const MOST_STEPS: usize = 1 << 20;
+
+/// Calls that are replaced by what they call, for the same reason.
+const MOST_CALLS: usize = 1 << 16;
+
+/// Scopes within scopes and calls within calls, which the decoder's own stack must hold.
+const DEEPEST: usize = 256;
+
 impl<'a> Scope<'a> {
     pub(super) fn error(line: u32, text: impl Into<String>, message: impl Into<String>) -> DecodeError {
         DecodeError { line, text: text.into(), message: message.into() }
@@ -39,6 +49,12 @@ impl<'a> Scope<'a> {
         let Some(body) = &entry.body else {
             return Err(Self::error(entry.line, entry.name.clone(), "the kernel has no body"));
         };
+        if entry.clustered {
+            let (target, version) = (&self.module.target, self.module.version);
+            isa::requirements::check_needs("a cluster", isa::requirements::CLUSTERS, target, version)
+                .map_err(|reason| Self::error(entry.line, entry.name.clone(), reason))?;
+        }
+        self.line = entry.line;
         self.calls.push(&entry.name);
         self.statements(body)?;
         self.calls.pop();
@@ -49,6 +65,15 @@ impl<'a> Scope<'a> {
 
     /// Decodes the statements of a scope.
     pub(super) fn statements(&mut self, statements: &'a [Statement]) -> Result<(), DecodeError> {
+        if self.depth == DEEPEST {
+            let name = self.calls.last().copied().unwrap_or_default();
+            return Err(Self::error(
+                self.line,
+                name,
+                format!("scopes and calls are nested deeper than {DEEPEST} levels"),
+            ));
+        }
+        self.depth += 1;
         self.names.push(HashMap::new());
         for statement in statements {
             match statement {
@@ -69,7 +94,8 @@ impl<'a> Scope<'a> {
                 }
                 Statement::Registers(ty, names) => {
                     for name in names {
-                        self.declare_register(*ty, name).map_err(|reason| Self::error(0, name.clone(), reason))?;
+                        self.declare_register(*ty, name)
+                            .map_err(|reason| Self::error(self.line, name.clone(), reason))?;
                     }
                 }
                 Statement::Variable(variable) => self
@@ -84,6 +110,7 @@ impl<'a> Scope<'a> {
             }
         }
         self.names.pop();
+        self.depth -= 1;
         Ok(())
     }
 
@@ -103,6 +130,10 @@ impl<'a> Scope<'a> {
 
     pub(super) fn instruction(&mut self, instruction: &'a Instruction) -> Result<(), DecodeError> {
         let fail = |message: Reason| Self::error(instruction.line, instruction.mnemonic(), message);
+        self.line = instruction.line;
+        if self.steps.len() >= MOST_STEPS {
+            return Err(fail(format!("with what it calls, the kernel has more than {MOST_STEPS} operations")));
+        }
         let named = |(file, line): (u32, u32)| {
             let name = self.module.files.iter().find(|(index, _)| *index == file).map(|(_, name)| name.clone());
             (line > 0).then(|| (name.unwrap_or_default(), line))
@@ -146,6 +177,10 @@ impl<'a> Scope<'a> {
                 _ => format!("there is no function {name} in the module"),
             }));
         };
+        self.inlined += 1;
+        if self.inlined > MOST_CALLS {
+            return Err(fail(format!("the kernel and what it calls have more than {MOST_CALLS} calls")));
+        }
         if self.calls.contains(&name) {
             return Err(fail(format!("{name} calls itself, which is not supported")));
         }
@@ -277,7 +312,7 @@ impl<'a> Scope<'a> {
             static_shared: self.shared.end,
             dynamic_offset: self.dynamic_shared,
             local: self.local.next_multiple_of(16),
-            max_threads: entry.max_threads.or(entry.required_threads).map_or(1024, threads),
+            max_threads: entry.max_threads.or(entry.required_threads).map_or(1024, threads).min(1024),
             required_threads: entry.required_threads,
             min_blocks: entry.min_blocks,
             target: self.module.target.clone(),

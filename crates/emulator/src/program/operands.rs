@@ -4,10 +4,50 @@ use super::{Address, Base, Label, Reason, Scope, Special, Symbol};
 use crate::machine::registers::{D, LANES, P, W};
 use crate::ptx::ast::{Operand, Space, Target, Type, Variable};
 
+/// Registers of a kernel with all that it calls; a warp takes 128 or 256 bytes for each.
+const MOST_REGISTERS: usize = 1 << 18;
+
+/// Whether a register of type `own` can be an operand of type `ty` (PTX ISA 9.4, operand type checking; where that is
+/// silent, what ptxas takes): untyped bits go with every type of their size, integers with integers of either sign,
+/// floating-point numbers with their own kind.
+fn holds(own: Type, ty: Type) -> bool {
+    own.size() == ty.size() && same_kind(own, ty)
+}
+
+/// [`holds`] where the register may also be larger (PTX ISA 9.4, operand size exceeding instruction-type size): an integer one then, or one of untyped bits.
+fn holds_more(own: Type, ty: Type) -> bool {
+    let larger = own.size() > ty.size() && !matches!(ty, Type::F64 | Type::Bf16 | Type::Tf32);
+    holds(own, ty) || larger && (same_kind(own, ty))
+}
+
+fn same_kind(own: Type, ty: Type) -> bool {
+    let bits = |ty| matches!(ty, Type::B8 | Type::B16 | Type::B32 | Type::B64);
+    // ptxas takes a register of type f16x2 for one of untyped bits.
+    let integer = |ty: Type| ty.is_integer() || ty == Type::F16x2;
+    bits(own) || bits(ty) || own == ty || integer(own) && ty.is_integer()
+}
+
+/// Whether a literal can be an operand of type `ty`: an integer is no floating-point number, and the other way round
+/// only untyped bits take one, as it is written (PTX ISA 4, constants).
+fn literal_fits(operand: &Operand, ty: Type) -> Result<(), Reason> {
+    let fits = match operand {
+        Operand::Integer(_) => ty.is_integer() || matches!(ty, Type::B8 | Type::B16 | Type::B32 | Type::B64),
+        Operand::Single(_) => matches!(ty, Type::F32 | Type::F64 | Type::B32),
+        Operand::Double(_) => matches!(ty, Type::F32 | Type::F64 | Type::B64),
+        _ => true,
+    };
+    if fits { Ok(()) } else { Err(format!("a literal that is no value of type {ty:?}")) }
+}
+
 impl Scope<'_> {
     /// What the module was compiled for.
     pub fn target(&self) -> &Target {
         &self.module.target
+    }
+
+    /// The version of PTX in which the module is written: major and minor.
+    pub fn version(&self) -> (u32, u32) {
+        self.module.version
     }
 
     /// A new word register.
@@ -77,26 +117,29 @@ impl Scope<'_> {
     /// integer is cut to the size, a floating-point one rounded), a special register or the address of a variable.
     ///
     /// # Errors
-    /// If there is no such name, or it has another size.
+    /// If there is no such name, or it is of a type that does not agree.
     pub fn word(&mut self, operand: &Operand, ty: Type) -> Result<W, Reason> {
-        self.sized(operand, ty)?;
-        self.word_any(operand, ty)
+        self.agree(operand, ty, holds)?;
+        self.word_of(operand, ty)
     }
 
-    /// [`Scope::word`] where the register may be of another size than the type, as for `ld`, `st` and `cvt`.
+    /// [`Scope::word`] where the register may be larger than the type, as for `st` and `cvt`.
     ///
     /// # Errors
-    /// If there is no such name, or it is not of up to 32 bits.
+    /// If there is no such name, or it is of a type that does not agree.
     pub fn word_any(&mut self, operand: &Operand, ty: Type) -> Result<W, Reason> {
+        self.agree(operand, ty, holds_more)?;
+        self.word_of(operand, ty)
+    }
+
+    fn word_of(&mut self, operand: &Operand, ty: Type) -> Result<W, Reason> {
         let cut = |value: u64| match ty.size() {
             1 => value as u8 as u32,
             2 => value as u16 as u32,
             _ => value as u32,
         };
+        literal_fits(operand, ty)?;
         match operand {
-            Operand::Integer(value) if matches!(ty, Type::F32) => {
-                Ok(self.constant_word((*value as i64 as f32).to_bits()))
-            }
             Operand::Integer(value) => Ok(self.constant_word(cut(*value))),
             Operand::Single(bits) => Ok(self.constant_word(*bits)),
             Operand::Double(bits) => Ok(self.constant_word((f64::from_bits(*bits) as f32).to_bits())),
@@ -123,13 +166,24 @@ impl Scope<'_> {
     /// A 64-bit source, as [`Scope::word`].
     ///
     /// # Errors
-    /// If there is no such name, or it has another size.
+    /// If there is no such name, or it is of a type that does not agree.
     pub fn double(&mut self, operand: &Operand, ty: Type) -> Result<D, Reason> {
-        self.sized(operand, ty)?;
+        self.agree(operand, ty, holds)?;
+        self.double_of(operand, ty)
+    }
+
+    /// [`Scope::double`] where the register may be larger than the type, as for `st` and `cvt`.
+    ///
+    /// # Errors
+    /// If there is no such name, or it is of a type that does not agree.
+    pub fn double_any(&mut self, operand: &Operand, ty: Type) -> Result<D, Reason> {
+        self.agree(operand, ty, holds_more)?;
+        self.double_of(operand, ty)
+    }
+
+    fn double_of(&mut self, operand: &Operand, ty: Type) -> Result<D, Reason> {
+        literal_fits(operand, ty)?;
         match operand {
-            Operand::Integer(value) if matches!(ty, Type::F64) => {
-                Ok(self.constant_double((*value as i64 as f64).to_bits()))
-            }
             Operand::Integer(value) => Ok(self.constant_double(*value)),
             Operand::Single(bits) => Ok(self.constant_double(f64::from(f32::from_bits(*bits)).to_bits())),
             Operand::Double(bits) => Ok(self.constant_double(*bits)),
@@ -147,12 +201,28 @@ impl Scope<'_> {
         }
     }
 
-    pub(super) fn sized(&self, operand: &Operand, ty: Type) -> Result<(), Reason> {
+    /// Whether a register, if the operand is one, is of a type that `holds` takes for that of the instruction.
+    fn agree(&self, operand: &Operand, ty: Type, holds: fn(Type, Type) -> bool) -> Result<(), Reason> {
         match self.register_type(operand) {
-            Some(own) if own.size() != ty.size() && own != Type::Pred => {
+            Some(own) if !holds(own, ty) && own != Type::Pred && !self.is_special(operand) => {
                 Err(format!("a register of type {own:?} where the instruction takes {ty:?}"))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Whether the operand is a special register, which stands for a value of the size that is asked for.
+    fn is_special(&self, operand: &Operand) -> bool {
+        matches!(operand, Operand::Name(name) if self.find(name).is_none() && Special::parse(name).is_some())
+    }
+
+    /// The name of a special register, a variable or a parameter, if the operand is one.
+    pub(crate) fn value_by_name<'o>(&self, operand: &'o Operand) -> Option<&'o str> {
+        let (Operand::Name(name) | Operand::Offset(name, _)) = operand else { return None };
+        match self.find(name) {
+            Some(Symbol::Variable(..) | Symbol::Parameter(_)) => Some(name),
+            Some(_) => None,
+            None => Special::parse(name).map(|_| name.as_str()),
         }
     }
 
@@ -190,15 +260,20 @@ impl Scope<'_> {
     /// # Errors
     /// If it is not a register, or not of the size of the type.
     pub fn word_to(&mut self, operand: &Operand, ty: Type) -> Result<W, Reason> {
-        self.sized(operand, ty)?;
-        self.word_to_any(operand)
+        self.agree(operand, ty, holds)?;
+        self.word_to_of(operand)
     }
 
     /// [`Scope::word_to`] where the register may be wider than the type, as for `ld` and `cvt`.
     ///
     /// # Errors
-    /// If it is not a register of up to 32 bits.
-    pub fn word_to_any(&mut self, operand: &Operand) -> Result<W, Reason> {
+    /// If it is not a register of up to 32 bits, or of a type that does not agree.
+    pub fn word_to_any(&mut self, operand: &Operand, ty: Type) -> Result<W, Reason> {
+        self.agree(operand, ty, holds_more)?;
+        self.word_to_of(operand)
+    }
+
+    fn word_to_of(&mut self, operand: &Operand) -> Result<W, Reason> {
         match operand {
             Operand::Name(name) => match self.find(name) {
                 Some(Symbol::Word(register, _)) => Ok(register),
@@ -218,11 +293,25 @@ impl Scope<'_> {
         self.word_to(&operand, ty)
     }
 
-    /// A 64-bit destination; `_` gives a register that nobody reads.
+    /// A 64-bit destination for a result of type `ty`; `_` gives a register that nobody reads.
     ///
     /// # Errors
-    /// If it is not a 64-bit register.
-    pub fn double_to(&mut self, operand: &Operand) -> Result<D, Reason> {
+    /// If it is not a 64-bit register, or of a type that does not agree.
+    pub fn double_to(&mut self, operand: &Operand, ty: Type) -> Result<D, Reason> {
+        self.agree(operand, ty, holds)?;
+        self.double_to_of(operand)
+    }
+
+    /// [`Scope::double_to`] where the register may be larger than the type, as for `ld` and `cvt`.
+    ///
+    /// # Errors
+    /// If it is not a 64-bit register, or of a type that does not agree.
+    pub fn double_to_any(&mut self, operand: &Operand, ty: Type) -> Result<D, Reason> {
+        self.agree(operand, ty, holds_more)?;
+        self.double_to_of(operand)
+    }
+
+    fn double_to_of(&mut self, operand: &Operand) -> Result<D, Reason> {
         match operand {
             Operand::Name(name) => match self.find(name) {
                 Some(Symbol::Double(register, _)) => Ok(register),
@@ -336,6 +425,10 @@ impl Scope<'_> {
     }
 
     pub(super) fn declare_register(&mut self, ty: Type, name: &str) -> Result<(), Reason> {
+        let (words, doubles, predicates) = self.registers.counts();
+        if words + doubles + predicates >= MOST_REGISTERS {
+            return Err(format!("with what it calls, the kernel has more than {MOST_REGISTERS} registers"));
+        }
         let symbol = match ty {
             Type::Pred => Symbol::Predicate(self.new_predicate()),
             Type::B128 => return Err("128-bit registers are not supported".to_owned()),

@@ -27,6 +27,27 @@ pub struct Target {
     pub suffix: Option<char>,
 }
 
+impl Target {
+    /// The first version of PTX that has it, as ptxas sees it: suffixes `a` come with their architecture (from sm_90 on),
+    /// families (`f`) with 8.8. `None` for a target that is not known.
+    pub fn first_version(&self) -> Option<(u32, u32)> {
+        let architecture = match self.architecture {
+            80 | 86..=90 => (8, 0),
+            100 | 101 => (8, 6),
+            120 => (8, 7),
+            103 | 121 => (8, 8),
+            110 => (9, 0),
+            _ => return None,
+        };
+        match self.suffix {
+            None => Some(architecture),
+            Some('a') if self.architecture >= 90 => Some(architecture),
+            Some('f') if self.architecture >= 100 => Some(architecture.max((8, 8))),
+            Some(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "sm_{}", self.architecture)?;
@@ -166,6 +187,8 @@ pub struct Function {
     pub required_threads: Option<[u32; 3]>,
     /// `.reqnctapercluster`: thread blocks of a cluster, along each axis.
     pub cluster: Option<[u32; 3]>,
+    /// Whether a directive speaks of clusters.
+    pub clustered: bool,
     /// `.minnctapersm`.
     pub min_blocks: Option<u32>,
     /// Statements; `None` for a declaration.

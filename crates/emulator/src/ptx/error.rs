@@ -1,5 +1,6 @@
 //! Why a text was refused, with the line at fault.
 
+use super::ast::Target;
 use thiserror::Error;
 
 /// Why a PTX text was refused. Lines count from 1; `text` is the line at fault, cut where it is very long.
@@ -37,6 +38,16 @@ pub enum ParseError {
         /// The line at fault.
         text: String,
     },
+    /// A name that already stands for something in its scope.
+    #[error("PTX line {line}: {name} is defined twice, in `{text}`")]
+    Duplicate {
+        /// The line of the second definition.
+        line: u32,
+        /// The name.
+        name: String,
+        /// The line at fault.
+        text: String,
+    },
     /// A `.version` other than 8.0 to 9.x.
     #[error("PTX line {line}: version {major}.{minor} is not supported, only 8.0 to 9.x are")]
     UnsupportedVersion {
@@ -47,13 +58,25 @@ pub enum ParseError {
         /// After the dot.
         minor: u32,
     },
-    /// A `.target` before sm_80.
-    #[error("PTX line {line}: target {target} is not supported, only sm_80 and later are")]
+    /// A `.target` before sm_80, or one that is not known.
+    #[error("PTX line {line}: target {target} is not known, or is before sm_80, the first that is supported")]
     UnsupportedTarget {
         /// The line.
         line: u32,
         /// The target as written.
         target: String,
+    },
+    /// A `.target` that the `.version` does not have yet.
+    #[error("PTX line {line}: target {target} needs PTX {}.{}, and the module is PTX {}.{}", .first.0, .first.1, .version.0, .version.1)]
+    TargetNeedsVersion {
+        /// The line.
+        line: u32,
+        /// The target.
+        target: Target,
+        /// The first version that has it: major and minor.
+        first: (u32, u32),
+        /// The version of the module.
+        version: (u32, u32),
     },
 }
 
@@ -64,6 +87,8 @@ impl ParseError {
             Self::Unexpected { line, .. }
             | Self::Unsupported { line, .. }
             | Self::Excessive { line, .. }
+            | Self::Duplicate { line, .. }
+            | Self::TargetNeedsVersion { line, .. }
             | Self::UnsupportedVersion { line, .. }
             | Self::UnsupportedTarget { line, .. } => *line,
         }

@@ -10,10 +10,10 @@ mod operand;
 mod tests;
 mod variable;
 
-use super::ast::{Function, Module, Operand, Space, Statement, Target};
+use super::ast::{Function, Module, Operand, Space, Statement, Target, Variable};
 use super::error::ParseError;
 use super::lexer::{Lexer, Token};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Registers that `%r<n>` may declare in a module, however short its text is. (Whoever uses them must write them down,
 /// so that a text of n bytes never needs more than n.)
@@ -53,6 +53,19 @@ struct Parser<'a> {
     registers: usize,
     initial_bytes: usize,
     nesting: usize,
+    /// What is defined in the module.
+    defined: HashMap<String, Definition>,
+    /// What is defined in the scope that is being read.
+    names: HashSet<String>,
+}
+
+/// What a name of the module stands for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Definition {
+    /// A kernel or a device function; whether it has its body.
+    Function { is_entry: bool, whole: bool },
+    /// A variable; whether it is defined elsewhere.
+    Variable { external: bool },
 }
 
 impl<'a> Parser<'a> {
@@ -60,11 +73,13 @@ impl<'a> Parser<'a> {
         let mut lexer = Lexer::new(text);
         let (registers, initial_bytes) = (REGISTERS.max(lexer.text_len()), INITIAL_BYTES);
         let (token, line) = lexer.next()?;
-        Ok(Self { lexer, token, line, registers, initial_bytes, nesting: NESTING })
+        let (defined, names) = (HashMap::new(), HashSet::new());
+        Ok(Self { lexer, token, line, registers, initial_bytes, nesting: NESTING, defined, names })
     }
 
     fn module(&mut self) -> Result<Module> {
-        let mut module = Module { version: self.version()?, target: self.target()?, ..Module::default() };
+        let version = self.version()?;
+        let mut module = Module { version, target: self.target(version)?, ..Module::default() };
         let mut aliases = HashMap::new();
         loop {
             match self.token {
@@ -107,7 +122,7 @@ impl<'a> Parser<'a> {
         Ok((major, minor))
     }
 
-    fn target(&mut self) -> Result<Target> {
+    fn target(&mut self, version: (u32, u32)) -> Result<Target> {
         self.expect_directive("target")?;
         let mut target = None;
         loop {
@@ -122,8 +137,15 @@ impl<'a> Parser<'a> {
                     _ => None,
                 };
                 match (name[..digits].parse(), suffix) {
-                    (Ok(architecture), Some(suffix)) if architecture >= 80 => {
-                        target = Some(Target { architecture, suffix });
+                    (Ok(architecture), Some(suffix)) => {
+                        let named = Target { architecture, suffix };
+                        match named.first_version() {
+                            Some(first) if first <= version => target = Some(named),
+                            Some(first) => {
+                                return Err(ParseError::TargetNeedsVersion { line, target: named, first, version });
+                            }
+                            None => return Err(ParseError::UnsupportedTarget { line, target: word.to_owned() }),
+                        }
                     }
                     _ => return Err(ParseError::UnsupportedTarget { line, target: word.to_owned() }),
                 }
@@ -205,15 +227,61 @@ impl<'a> Parser<'a> {
     fn declaration(&mut self, module: &mut Module) -> Result<()> {
         let linking = self.linking()?;
         match self.token {
-            Token::Directive("entry") => module.functions.push(self.function(true)?),
-            Token::Directive("func") => module.functions.push(self.function(false)?),
+            Token::Directive(kind @ ("entry" | "func")) => {
+                let function = self.function(kind == "entry")?;
+                self.define_function(&function)?;
+                module.functions.push(function);
+            }
             Token::Directive(name) => match space(name) {
                 Some(Space::Parameter) | None => return Err(self.unexpected("a directive of a module")),
-                Some(space) => self.variables(space, linking, &mut |variable| module.variables.push(variable))?,
+                Some(space) => {
+                    let before = module.variables.len();
+                    self.variables(space, linking, &mut |variable| module.variables.push(variable))?;
+                    for variable in &module.variables[before..] {
+                        self.define_variable(variable)?;
+                    }
+                }
             },
             _ => return Err(self.unexpected("a directive of a module")),
         }
         Ok(())
+    }
+
+    /// A function may be declared as often as one likes, and defined once.
+    fn define_function(&mut self, function: &Function) -> Result<()> {
+        let (is_entry, whole) = (function.is_entry, function.body.is_some());
+        let before = self.defined.get(&function.name).copied();
+        let whole = match before {
+            None => whole,
+            Some(Definition::Function { is_entry: same, whole: already })
+                if same == is_entry && !(already && whole) =>
+            {
+                already || whole
+            }
+            Some(_) => return Err(self.duplicate(&function.name, function.line)),
+        };
+        self.defined.insert(function.name.clone(), Definition::Function { is_entry, whole });
+        Ok(())
+    }
+
+    /// The same of a variable, of which `.extern` is the declaration.
+    fn define_variable(&mut self, variable: &Variable) -> Result<()> {
+        let external = match self.defined.get(&variable.name) {
+            None => variable.external,
+            Some(Definition::Variable { external }) if *external || variable.external => *external && variable.external,
+            Some(_) => return Err(self.duplicate(&variable.name, variable.line)),
+        };
+        self.defined.insert(variable.name.clone(), Definition::Variable { external });
+        Ok(())
+    }
+
+    /// Takes a name into the scope that is being read.
+    fn define(&mut self, name: &str, line: u32) -> Result<()> {
+        if self.names.insert(name.to_owned()) { Ok(()) } else { Err(self.duplicate(name, line)) }
+    }
+
+    fn duplicate(&self, name: &str, line: u32) -> ParseError {
+        ParseError::Duplicate { line, name: name.to_owned(), text: self.lexer.quote(line) }
     }
 
     fn linking(&mut self) -> Result<Linking> {

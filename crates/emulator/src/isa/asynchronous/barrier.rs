@@ -174,7 +174,7 @@ pub fn decode(
         ("arrive" | "arrive_drop", [state, at, rest @ ..]) => {
             let state = match state {
                 Operand::Sink => None,
-                state => Some(scope.double_to(state)?),
+                state => Some(scope.double_to(state, Type::B64)?),
             };
             let one = scope.constant_word(1);
             let (count, transactions) = match (rest, form.expect, form.no_complete) {

@@ -90,9 +90,6 @@ pub fn decode(scope: &mut Scope<'_>, modifiers: &[&str], instruction: &Instructi
         }
         _ => return Err(unsupported(instruction)),
     };
-    if scope.target().architecture < 90 {
-        return Err(format!("{} needs sm_90 or later", instruction.mnemonic()));
-    }
     let size = scope.word(size, Type::U32)?;
     Ok(Op::Bulk(Box::new(Bulk { kind, size })))
 }

@@ -52,9 +52,6 @@ pub fn decode(scope: &mut Scope<'_>, modifiers: &[&str], instruction: &Instructi
         (["global", "shared::cta", "bulk_group"], [map, from]) => (map, from, None),
         _ => return Err(unsupported(instruction)),
     };
-    if scope.target().architecture < 90 {
-        return Err(format!("{} needs sm_90 or later", instruction.mnemonic()));
-    }
     let Operand::Tensor(map, coordinates) = map else { return Err("a tensor map was expected".to_owned()) };
     if coordinates.len() != rank {
         return Err(format!("{} coordinates of a tensor of {rank} dimensions", coordinates.len()));

@@ -32,7 +32,7 @@ fn predicates() {
     assert!(predicate("not.pred %p9, %p0;", [0]));
 }
 
-/// ISA 9.7.8.6: the table is what the function makes of 0xF0, 0xCC and 0xAA.
+/// ISA, `lop3`: the table is what the function makes of 0xF0, 0xCC and 0xAA.
 #[test]
 fn lookup_of_three() {
     assert_eq!(word("lop3.b32 %r9, %r0, %r1, %r2, 0x80;", [0b1111, 0b0111, 0b0011]), 0b0011);
@@ -54,7 +54,7 @@ fn lookup_of_three() {
     assert!(refusal("lop3.b32 %r9, %r0, %r1, %r2, 256;").contains("8 bits"));
 }
 
-/// ISA 9.7.8.7 to 9.7.8.9: amounts beyond the width are as the width.
+/// ISA, `shf`, `shl` and `shr`: amounts beyond the width are as the width.
 #[test]
 fn shifts_clamp() {
     assert_eq!(word("shl.b32 %r9, %r0, %r1;", [1, 31]), 0x8000_0000);
@@ -87,7 +87,7 @@ fn funnel_shifts() {
     assert!(refusal("shf.l.b32 %r9, %r0, %r1, %r2;").contains("no mode"));
 }
 
-/// ISA 9.7.9.7: bytes of {b, a} are numbered from 0.
+/// ISA, `prmt`: bytes of {b, a} are numbered from 0.
 #[test]
 fn permutations() {
     let (a, b) = (0x3322_1100, 0x7766_5584);
@@ -117,7 +117,7 @@ fn counts() {
     assert_eq!(double("brev.b64 %d9, %d0;", [1]), 1 << 63);
 }
 
-/// ISA 9.7.1.17.
+/// ISA 9.7.1.16, `bfind`.
 #[test]
 fn highest_bits() {
     assert_eq!(word("bfind.u32 %r9, %r0;", [0x10]), 4);
@@ -132,7 +132,7 @@ fn highest_bits() {
     assert_eq!(word("bfind.shiftamt.u64 %r9, %d0;", [1 << 40]), 23);
 }
 
-/// ISA 9.7.1.18.
+/// ISA 9.7.1.17, `fns`.
 #[test]
 fn nth_set_bit() {
     let find = |mask, base, offset: i64| word("fns.b32 %r9, %r0, %r1, %r2;", [mask, base, offset as u64]);

@@ -95,7 +95,7 @@ fn subnormal_numbers_may_be_zeros() {
     assert!(!predicate("setp.gt.ftz.f16 %p9, %h0, %h1;", [1, 0]));
 }
 
-/// ISA 9.7.6.2: p is of the lower halves, q of the upper.
+/// ISA, `setp` of two halves: p is of the lower halves, q of the upper.
 #[test]
 fn packed_halves() {
     let both = |body: &str, a: u64, b: u64| {
@@ -130,7 +130,7 @@ fn selection() {
     assert_eq!(double("selp.f64 %d9, %d0, %d1, %p2;", [5, 6, 0]), 6);
 }
 
-/// ISA 9.7.6.4: −0 counts as zero, NaN as negative.
+/// ISA, `slct`: −0 counts as zero, NaN as negative.
 #[test]
 fn choice_by_sign() {
     assert_eq!(word("slct.u32.s32 %r9, %r0, %r1, %r2;", [5, 6, 0]), 5);

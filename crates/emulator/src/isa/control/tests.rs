@@ -1,4 +1,4 @@
-//! Where warps go (PTX ISA 9.7.12 and 9.7.13.1): divergence, barriers, and what is found where nobody can go on.
+//! Where warps go (PTX ISA 9.7.12, and `bar` in 9.7.13): divergence, barriers, and what is found where nobody can go on.
 
 use crate::machine::testing::{Kernel, Outcome, Shape, fault, lanes, refusal, run};
 use crate::options::Options;

@@ -82,7 +82,7 @@ fn saturated_results_lie_between_zero_and_one() {
     assert_eq!(single("fma.rn.sat.f32 %r9, %r0, %r1, %r2;", [0.5, 0.5, 0.25]), 0.5);
 }
 
-/// ISA 9.7.3.8: `div.approx` gives zero for 2^126 < |b| < 2^128, and NaN if a is infinite then.
+/// ISA, `div`: `div.approx` gives zero for 2^126 < |b| < 2^128, and NaN if a is infinite then.
 #[test]
 fn approximate_division() {
     assert_eq!(single("div.approx.f32 %r9, %r0, %r1;", [1.0, 4.0]), 0.25);
@@ -93,7 +93,7 @@ fn approximate_division() {
     assert!(refusal("div.f32 %r9, %r0, %r1;").contains(".approx"));
 }
 
-/// ISA 9.7.3.11 and 9.7.3.12.
+/// ISA, `min` and `max` of floating-point numbers.
 #[test]
 fn extremes() {
     assert_eq!(single("min.f32 %r9, %r0, %r1;", [1.0, -2.0]), -2.0);
@@ -136,7 +136,7 @@ fn signs_and_questions() {
     }
 }
 
-/// Within the errors that ISA 9.7.3.14 to 9.7.3.22 allow, over 32 numbers at once, and exact where it says so.
+/// Within the errors that the ISA allows from `rcp` to `tanh`, over 32 numbers at once, and exact where it says so.
 #[test]
 fn approximations() {
     let check = |opcode: &str, number: fn(usize) -> f32, truth: fn(f64) -> f64, relative: f64, absolute: f64| {
@@ -231,7 +231,7 @@ fn doubles() {
     assert!(refusal("add.ftz.f64 %d9, %d0, %d1;").contains(".ftz"));
 }
 
-/// ISA 9.7.3.13 and 9.7.3.17: only the upper 32 bits enter and leave.
+/// ISA, `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64`: only the upper 32 bits enter and leave.
 #[test]
 fn upper_halves_of_doubles() {
     let third = double("rcp.approx.ftz.f64 %d9, %d0;", [g(3.0) | 0xffff]);

@@ -59,9 +59,6 @@ pub fn decode_load(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<O
 /// As for [`decode_load`].
 pub fn decode_store(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Reason> {
     let (count, transposed, shared) = form(instruction)?;
-    if scope.target().architecture < 90 {
-        return Err("stmatrix needs sm_90 or later".to_owned());
-    }
     let [address, from] = instruction.operands.as_slice() else {
         return Err("stmatrix takes an address and a source".to_owned());
     };

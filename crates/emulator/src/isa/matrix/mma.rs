@@ -139,8 +139,6 @@ struct Shape {
     depth: usize,
     inputs: (Input, Input),
     accumulator: Type,
-    /// The first architecture that has it.
-    architecture: u32,
 }
 
 impl<'a> Form<'a> {
@@ -173,7 +171,8 @@ impl<'a> Form<'a> {
         let float = matches!(a, Input::F16 | Input::E4m3 | Input::E5m2);
         let accumulator = match (d, c) {
             ("f32", "f32") if float || matches!(a, Input::Bf16 | Input::Tf32) => Type::F32,
-            ("f16", "f16") if float => Type::F16,
+            // ptxas knows no sparse form of 8 bits with sums in f16.
+            ("f16", "f16") if float && (a == Input::F16 || !self.sparse) => Type::F16,
             ("s32", "s32") if matches!(a.family(), Input::S8 | Input::S4 | Input::B1) => Type::S32,
             ("f64", "f64") if a == Input::F64 => Type::F64,
             _ => return None,
@@ -181,36 +180,36 @@ impl<'a> Form<'a> {
         if a.family() != b.family() || self.saturate && (accumulator != Type::S32 || a == Input::B1) {
             return None;
         }
-        let (rows, depth, architecture) = match (self.sparse, a.family(), self.shape) {
-            (false, Input::F16 | Input::Bf16, "m16n8k8") => (16, 8, 80),
-            (false, Input::F16 | Input::Bf16, "m16n8k16") => (16, 16, 80),
-            (false, Input::Tf32, "m16n8k4") => (16, 4, 80),
-            (false, Input::Tf32, "m16n8k8") => (16, 8, 80),
-            (false, Input::F64, "m8n8k4") => (8, 4, 80),
-            (false, Input::F64, "m16n8k4") => (16, 4, 90),
-            (false, Input::F64, "m16n8k8") => (16, 8, 90),
-            (false, Input::F64, "m16n8k16") => (16, 16, 90),
-            (false, Input::S8, "m8n8k16") => (8, 16, 75),
-            (false, Input::S8, "m16n8k16") => (16, 16, 80),
-            (false, Input::S8, "m16n8k32") => (16, 32, 80),
-            (false, Input::S4, "m8n8k32") => (8, 32, 75),
-            (false, Input::S4, "m16n8k32") => (16, 32, 80),
-            (false, Input::S4, "m16n8k64") => (16, 64, 80),
-            (false, Input::B1, "m8n8k128") => (8, 128, 75),
-            (false, Input::B1, "m16n8k128") => (16, 128, 80),
-            (false, Input::B1, "m16n8k256") => (16, 256, 80),
-            (false, Input::E4m3, "m16n8k16") => (16, 16, 89),
-            (false, Input::E4m3, "m16n8k32") => (16, 32, 89),
-            (true, Input::F16 | Input::Bf16, "m16n8k16") => (16, 16, 80),
-            (true, Input::F16 | Input::Bf16, "m16n8k32") => (16, 32, 80),
-            (true, Input::Tf32, "m16n8k8") => (16, 8, 80),
-            (true, Input::Tf32, "m16n8k16") => (16, 16, 80),
-            (true, Input::S8, "m16n8k32") => (16, 32, 80),
-            (true, Input::S8, "m16n8k64") => (16, 64, 80),
-            (true, Input::E4m3, "m16n8k64") => (16, 64, 89),
+        let (rows, depth) = match (self.sparse, a.family(), self.shape) {
+            (false, Input::F16 | Input::Bf16, "m16n8k8") => (16, 8),
+            (false, Input::F16 | Input::Bf16, "m16n8k16") => (16, 16),
+            (false, Input::Tf32, "m16n8k4") => (16, 4),
+            (false, Input::Tf32, "m16n8k8") => (16, 8),
+            (false, Input::F64, "m8n8k4") => (8, 4),
+            (false, Input::F64, "m16n8k4") => (16, 4),
+            (false, Input::F64, "m16n8k8") => (16, 8),
+            (false, Input::F64, "m16n8k16") => (16, 16),
+            (false, Input::S8, "m8n8k16") => (8, 16),
+            (false, Input::S8, "m16n8k16") => (16, 16),
+            (false, Input::S8, "m16n8k32") => (16, 32),
+            (false, Input::S4, "m8n8k32") => (8, 32),
+            (false, Input::S4, "m16n8k32") => (16, 32),
+            (false, Input::S4, "m16n8k64") => (16, 64),
+            (false, Input::B1, "m8n8k128") => (8, 128),
+            (false, Input::B1, "m16n8k128") => (16, 128),
+            (false, Input::B1, "m16n8k256") => (16, 256),
+            (false, Input::E4m3, "m16n8k16") => (16, 16),
+            (false, Input::E4m3, "m16n8k32") => (16, 32),
+            (true, Input::F16 | Input::Bf16, "m16n8k16") => (16, 16),
+            (true, Input::F16 | Input::Bf16, "m16n8k32") => (16, 32),
+            (true, Input::Tf32, "m16n8k8") => (16, 8),
+            (true, Input::Tf32, "m16n8k16") => (16, 16),
+            (true, Input::S8, "m16n8k32") => (16, 32),
+            (true, Input::S8, "m16n8k64") => (16, 64),
+            (true, Input::E4m3, "m16n8k64") => (16, 64),
             _ => return None,
         };
-        Some(Shape { rows, depth, inputs: (a, b), accumulator, architecture })
+        Some(Shape { rows, depth, inputs: (a, b), accumulator })
     }
 
     fn name(&self) -> String {
@@ -227,10 +226,7 @@ impl<'a> Form<'a> {
 pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<isa::Op, Reason> {
     let unknown = || format!("{} is not supported", instruction.mnemonic());
     let form = Form::parse(instruction).ok_or_else(unknown)?;
-    let Shape { rows, depth, inputs, accumulator, architecture } = form.resolve().ok_or_else(unknown)?;
-    if scope.target().architecture < architecture {
-        return Err(format!("{} needs sm_{architecture} or later", instruction.mnemonic()));
-    }
+    let Shape { rows, depth, inputs, accumulator } = form.resolve().ok_or_else(unknown)?;
     let ([d, a, b, c], rest) = match instruction.operands.as_slice() {
         [d, a, b, c, rest @ ..] => ([d, a, b, c], rest),
         _ => return Err("mma takes four fragments".to_owned()),
@@ -244,7 +240,10 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<isa::O
             name: form.name(),
             rows,
             depth,
-            d: vector(d, 2 * halves)?.iter().map(|operand| scope.double_to(operand)).collect::<Result<_, _>>()?,
+            d: vector(d, 2 * halves)?
+                .iter()
+                .map(|operand| scope.double_to(operand, Type::F64))
+                .collect::<Result<_, _>>()?,
             a: doubles(scope, a, halves * depth / 4)?,
             b: doubles(scope, b, depth / 4)?,
             c: doubles(scope, c, 2 * halves)?,

@@ -95,7 +95,7 @@ fn a_store_cuts_its_register() {
     assert_eq!(one("st.global.s32 [%out], -2;\nst.global.f32 [%out+4], 0f3F800000;")[..2], [0xffff_fffe, 0x3f80_0000]);
     assert_eq!(one("st.global.u64 [%out], -2;")[..3], [0xffff_fffe, u32::MAX, u32::MAX]);
     assert_eq!(one("st.global.f64 [%out], 0d3FF0000000000000;")[..2], [0, 0x3ff0_0000]);
-    assert_eq!(one("st.global.u32 [%out], %ntid.x;")[0], 1);
+    assert_eq!(one("mov.u32 %r2, %ntid.x;\nst.global.u32 [%out], %r2;")[0], 1);
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn what_the_isa_does_not_have_is_refused() {
         ("ld.global.u32 %h2, [%in];", "too narrow"),
         ("ld.global.u64 %r2, [%in];", "too narrow"),
         ("st.global.u64 [%out], %r2;", "too narrow"),
-        ("ld.global.v8.b64 {%l2, %l3, %l4, %l5, %l6, %l7, %l8, %l9}, [%in];", "512"),
+        ("ld.global.v8.b64 {%l2, %l3, %l4, %l5, %l6, %l7, %l8, %l9}, [%in];", "no vectors"),
         ("ld.global.u32 %r2, [%in], %l2;", "cache_hint"),
         ("ld.global.u32.fast %r2, [%in];", ".fast"),
         ("ld.global.u32 %r2, %in;", "brackets"),
@@ -199,7 +199,7 @@ fn what_the_isa_does_not_have_is_refused() {
         assert!(refused.contains(reason) && refused.contains("line 4"), "{body}: {refused}");
     }
     let wide = Kernel { target: "sm_90", body: "ld.global.v4.b64 {%l2, %l3, %l4, %l5}, [%in];", ..Kernel::default() };
-    assert!(wide.refusal().contains("256"), "{}", wide.refusal());
+    assert!(wide.refusal().contains("sm_100 or later"), "{}", wide.refusal());
 }
 
 /// ISA 6.4.1: an address must be a multiple of the size of the access, of a whole vector too.
@@ -344,7 +344,7 @@ fn reads_of_what_nobody_wrote_are_found() {
     let whole = half.replace("ld.shared.u16", "ld.shared.u32");
     assert_eq!(Kernel { body: &whole, ..Kernel::default() }.threads(1, 1).found().len(), 1);
     // Every block begins anew, and every thread's local memory is its own.
-    let blocks = ".shared .b32 s;\nsetp.eq.u32 %p1, %ctaid.x, 0;\n@%p1 st.shared.u32 [s], 1;\nld.shared.u32 %r2, [s];";
+    let blocks = ".shared .b32 s;\nmov.u32 %r3, %ctaid.x;\nsetp.eq.u32 %p1, %r3, 0;\n@%p1 st.shared.u32 [s], 1;\nld.shared.u32 %r2, [s];";
     let found = Kernel { body: blocks, ..Kernel::default() }.threads(2, 1).found();
     assert_eq!(found.iter().map(|finding| finding.thread.unwrap().block).collect::<Vec<_>>(), [[1, 0, 0]]);
 }

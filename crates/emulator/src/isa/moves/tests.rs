@@ -22,7 +22,7 @@ fn registers_and_constants() {
     assert!(refusal("mov.u32 %r9, %nothing;").contains("%nothing"));
 }
 
-/// ISA 9.7.9.4: the first element is the lowest.
+/// ISA, `mov` (pack and unpack): the first element is the lowest.
 #[test]
 fn packing() {
     assert_eq!(double("mov.b64 %d9, {%r0, %r1};", [0x1111_2222, 0x3333_4444]), 0x3333_4444_1111_2222);

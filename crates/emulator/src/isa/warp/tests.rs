@@ -1,4 +1,4 @@
-//! What lanes do together (PTX ISA 9.7.9.6 `shfl.sync`, 9.7.13 `vote`, `match`, `redux`, `elect`, `activemask`,
+//! What lanes do together (PTX ISA 9.7.9 `shfl.sync`, 9.7.13 `vote`, `match`, `redux`, `elect`, `activemask`,
 //! `bar.warp.sync`): values worked out from the pseudocode there.
 
 use crate::machine::testing::{Kernel, fault, lanes, refusal, run};

@@ -5,8 +5,16 @@ use crate::ptx::ast::{Instruction, Statement, Type};
 use crate::ptx::lexer::Token;
 
 impl Parser<'_> {
-    /// `{ … }`.
-    pub(super) fn scope(&mut self) -> Result<Vec<Statement>> {
+    /// `{ … }` within a body, with names of its own.
+    fn scope(&mut self) -> Result<Vec<Statement>> {
+        let outer = std::mem::take(&mut self.names);
+        let statements = self.body();
+        self.names = outer;
+        statements
+    }
+
+    /// `{ … }` of a function, whose parameters are names of the same scope.
+    pub(super) fn body(&mut self) -> Result<Vec<Statement>> {
         self.expect("{")?;
         let mut statements = Vec::new();
         while !self.take("}")? {
@@ -30,9 +38,12 @@ impl Parser<'_> {
                 let Linking { external } = self.linking()?;
                 let Token::Directive(name) = self.token else { return Err(self.unexpected("a state space")) };
                 let Some(space) = space(name) else { return Err(self.unexpected("a statement")) };
-                self.variables(space, Linking { external }, &mut |variable| {
+                let mut variables = Vec::new();
+                self.variables(space, Linking { external }, &mut |variable| variables.push(variable))?;
+                for variable in variables {
+                    self.define(&variable.name, variable.line)?;
                     statements.push(Statement::Variable(variable));
-                })?;
+                }
             }
             _ => return Err(self.unexpected("a statement")),
         }
@@ -42,6 +53,7 @@ impl Parser<'_> {
     /// A label, or a list or prototype under its name. Prototypes serve indirect calls, which are refused when they are
     /// decoded, so they are only stepped over.
     fn label(&mut self, statements: &mut Vec<Statement>) -> Result<()> {
+        let line = self.line;
         let name = self.word("a label")?.to_owned();
         self.expect(":")?;
         match self.token {
@@ -64,7 +76,10 @@ impl Parser<'_> {
                     _ => {}
                 }
             },
-            _ => statements.push(Statement::Label(name)),
+            _ => {
+                self.define(&name, line)?;
+                statements.push(Statement::Label(name));
+            }
         }
         Ok(())
     }
@@ -78,6 +93,7 @@ impl Parser<'_> {
         let ty = self.fundamental_type()?;
         let mut names = Vec::new();
         loop {
+            let line = self.line;
             let name = self.word("a register")?;
             let numbered = self.take("<")?;
             let count: usize = if numbered { self.number()? } else { 1 };
@@ -88,8 +104,12 @@ impl Parser<'_> {
             self.registers = left;
             if numbered {
                 self.expect(">")?;
-                names.extend((0..count).map(|index| format!("{name}{index}")));
+                for index in 0..count {
+                    names.push(format!("{name}{index}"));
+                    self.define(&names[names.len() - 1], line)?;
+                }
             } else {
+                self.define(name, line)?;
                 names.push(name.to_owned());
             }
             if !self.take(",")? {
@@ -102,7 +122,9 @@ impl Parser<'_> {
 
     pub(super) fn fundamental_type(&mut self) -> Result<Type> {
         let Token::Directive(name) = self.token else { return Err(self.unexpected("a type")) };
-        let ty = Type::parse(name).ok_or_else(|| self.unexpected("a type"))?;
+        // PTX ISA 5.2: the alternative floating-point formats are types of instructions only.
+        let ty = Type::parse(name).filter(|ty| !matches!(ty, Type::Bf16 | Type::Bf16x2 | Type::Tf32));
+        let ty = ty.ok_or_else(|| self.unexpected("a type"))?;
         self.advance()?;
         Ok(ty)
     }

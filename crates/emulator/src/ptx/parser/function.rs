@@ -8,6 +8,7 @@ impl Parser<'_> {
     /// From `.entry` or `.func` to the end of the body, or the semicolon of a declaration.
     pub(super) fn function(&mut self, is_entry: bool) -> Result<Function> {
         self.advance()?;
+        self.names.clear();
         let mut function = Function { is_entry, line: self.line, ..Function::default() };
         self.directives(&mut function)?;
         if !is_entry {
@@ -22,7 +23,7 @@ impl Parser<'_> {
             if self.token != Token::Symbol("{") {
                 return Err(self.unexpected("the body of a function, or `;`"));
             }
-            function.body = Some(self.scope()?);
+            function.body = Some(self.body()?);
         }
         Ok(function)
     }
@@ -31,35 +32,47 @@ impl Parser<'_> {
     fn directives(&mut self, function: &mut Function) -> Result<()> {
         loop {
             let Token::Directive(name) = self.token else { return Ok(()) };
+            function.clustered |=
+                matches!(name, "reqnctapercluster" | "maxclusterrank" | "explicitcluster" | "blocksareclusters");
             match name {
-                "maxntid" => function.max_threads = Some(self.extents()?),
-                "reqntid" => function.required_threads = Some(self.extents()?),
-                "reqnctapercluster" => function.cluster = Some(self.extents()?),
-                "minnctapersm" => {
-                    self.advance()?;
-                    function.min_blocks = Some(self.number()?);
-                }
-                "maxnctapersm" | "maxnreg" | "maxclusterrank" | "abi_preserve" | "abi_preserve_control" => {
-                    self.advance()?;
-                    self.number::<u32>()?;
-                }
+                "maxntid" => function.max_threads = Some(self.extents(1)?),
+                "reqntid" => function.required_threads = Some(self.extents(1)?),
+                "reqnctapercluster" => function.cluster = Some(self.extents(0)?),
+                "minnctapersm" => function.min_blocks = Some(self.count(1)?),
+                "maxnreg" => drop(self.count(1)?),
+                "maxnctapersm" | "maxclusterrank" | "abi_preserve" | "abi_preserve_control" => drop(self.count(0)?),
                 "noreturn" | "explicitcluster" | "blocksareclusters" => drop(self.advance()?),
                 "pragma" => self.pragma()?,
                 "attribute" => drop(self.attribute()?),
                 _ => return Err(self.unexpected("a directive of a function")),
             }
+            if function.max_threads.is_some() && function.required_threads.is_some() {
+                return Err(self.unexpected("not both `.maxntid` and `.reqntid` before it"));
+            }
         }
     }
 
-    /// `.maxntid x, y, z`; what is not said is 1.
-    fn extents(&mut self) -> Result<[u32; 3]> {
+    /// A directive with a number, which is not below `least`.
+    fn count(&mut self, least: u32) -> Result<u32> {
+        self.advance()?;
+        self.at_least(least)
+    }
+
+    fn at_least(&mut self, least: u32) -> Result<u32> {
+        let too_small = self.unexpected("a number above zero");
+        let number = self.number()?;
+        if number < least { Err(too_small) } else { Ok(number) }
+    }
+
+    /// `.maxntid x, y, z`, none of them below `least`; what is not said is 1.
+    fn extents(&mut self, least: u32) -> Result<[u32; 3]> {
         self.advance()?;
         let mut extents = [1; 3];
         for (axis, extent) in extents.iter_mut().enumerate() {
             if axis > 0 && !self.take(",")? {
                 break;
             }
-            *extent = self.number()?;
+            *extent = self.at_least(least)?;
         }
         Ok(extents)
     }
@@ -87,7 +100,9 @@ impl Parser<'_> {
         };
         self.advance()?;
         let kind = self.kind()?;
+        let line = self.line;
         let (name, dimensions) = self.declarator()?;
+        self.define(name, line)?;
         let Some(size) = self.declared_size(&kind, &dimensions)? else {
             return Err(self.unsupported("a function with any number of arguments"));
         };

@@ -145,7 +145,6 @@ fn initial_values() {
     assert_eq!(bytes(".global .f64 x = 0f3FC00000;"), 1.5_f64.to_le_bytes());
     assert_eq!(bytes(".global .b64 x = 0d3FF8000000000000;"), 1.5_f64.to_le_bytes());
     assert_eq!(bytes(".global .f16 x = 1.5;"), 0x3E00_u16.to_le_bytes());
-    assert_eq!(bytes(".global .bf16 x = 1.5;"), 0x3FC0_u16.to_le_bytes());
     assert_eq!(bytes(".global .u64 x = 0xffffffffffffffff;"), [255; 8]);
     // ISA, "Constant Expressions".
     assert_eq!(bytes(".global .u32 x = (1 << 4) | ~0xFFFFFFF0 & 3;"), [19, 0, 0, 0]);

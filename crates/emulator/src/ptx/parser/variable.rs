@@ -4,7 +4,7 @@ use super::constant::{self, Constant};
 use super::{Linking, Parser, Result};
 use crate::ptx::ast::{Space, Type, Variable};
 use crate::ptx::lexer::Token;
-use half::{bf16, f16};
+use half::f16;
 
 /// The largest variable, in bytes. No device has as much memory, and sums of such sizes fit into 64 bits.
 const LARGEST: usize = 1 << 40;
@@ -270,7 +270,6 @@ impl<'a> Parser<'a> {
             (Type::F32 | Type::B32, Constant::Single(bits)) => u64::from(bits),
             (Type::F64 | Type::B64, Constant::Double(bits)) => bits,
             (Type::F16, value) => u64::from(f16::from_f64(value.real()).to_bits()),
-            (Type::Bf16, value) => u64::from(bf16::from_f64(value.real()).to_bits()),
             (Type::F32, value) => u64::from((value.real() as f32).to_bits()),
             (Type::F64, value) => value.real().to_bits(),
             (Type::B128 | Type::Pred, _) => return Err(self.unsupported("an initial value of this type")),

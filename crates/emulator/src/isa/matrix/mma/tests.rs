@@ -728,7 +728,10 @@ fn forms_that_do_not_exist_are_named() {
     let volta = "mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32";
     assert_eq!(multiply("sm_80", volta, [4, 2, 2, 4], "").err(), Some(format!("{volta} is not supported")));
     let fp8 = "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e5m2.f32";
-    assert_eq!(multiply("sm_80", fp8, [4, 4, 2, 4], "").err(), Some(format!("{fp8} needs sm_89 or later")));
+    assert_eq!(
+        multiply("sm_80", fp8, [4, 4, 2, 4], "").err(),
+        Some(format!("{fp8} needs sm_89 or later and PTX 8.4 or later, and the module is PTX 9.0 for sm_80"))
+    );
     let mixed = "mma.sync.aligned.m16n8k16.row.col.f32.f16.bf16.f32";
     assert!(multiply("sm_80", mixed, [4, 4, 2, 4], "").is_err());
     let bf16 = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32";
