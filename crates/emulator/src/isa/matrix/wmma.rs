@@ -198,7 +198,7 @@ fn register(scope: &mut Scope<'_>, operand: &Operand, ty: Type, source: bool) ->
     let word = if ty.size() == 4 { ty } else { Type::B32 };
     Ok(match (ty, source) {
         (Type::F64, true) => Register::Double(scope.double(operand, ty)?),
-        (Type::F64, false) => Register::Double(scope.double_to(operand)?),
+        (Type::F64, false) => Register::Double(scope.double_to(operand, Type::F64)?),
         (_, true) => Register::Word(scope.word(operand, word)?),
         (_, false) => Register::Word(scope.word_to(operand, Type::B32)?),
     })
