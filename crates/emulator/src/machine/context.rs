@@ -2,6 +2,7 @@
 
 use super::Fault;
 use super::launch::Environment;
+use super::racing;
 use super::registers::{Double, LANES, Registers, lanes, mask_of};
 use super::shared::{BlockMemory, Observed};
 pub use crate::check::Access;
@@ -338,7 +339,7 @@ impl Context<'_> {
         for lane in lanes(mask) {
             // SAFETY: `locate` gave a pointer to `size` bytes for every lane in the mask; a value has room for the
             // widest access.
-            unsafe { std::ptr::copy_nonoverlapping(pointers[lane], values[lane].as_mut_ptr(), size.min(WIDEST)) };
+            unsafe { racing::read(pointers[lane], &mut values[lane][..size.min(WIDEST)]) };
         }
         Ok(values)
     }
@@ -362,7 +363,7 @@ impl Context<'_> {
         self.block.storing = None;
         for lane in lanes(mask) {
             // SAFETY: as in `load`.
-            unsafe { std::ptr::copy_nonoverlapping(values[lane].as_ptr(), pointers[lane], size.min(WIDEST)) };
+            unsafe { racing::write(&values[lane][..size.min(WIDEST)], pointers[lane]) };
         }
         Ok(())
     }
