@@ -93,7 +93,6 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
     if element == Type::B128 {
         return Err("128-bit registers are not supported".to_owned());
     }
-    let access = Access { touch, strong: order.map(|order| (order, reach(instruction))) };
     // `.level::cache_hint` adds a policy as the last operand, which changes no value.
     let (destination, address) = match (store, instruction.operands.as_slice()) {
         (false, [value, address] | [value, address, _]) | (true, [address, value] | [address, value, _]) => {
@@ -102,6 +101,12 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         _ => return Err("a register and an address were expected".to_owned()),
     };
     let bytes = count * element.size();
+    if !store && scope.is_guess(destination, bytes) {
+        // It races with plain writes only. That it may also complete an acquire pattern is no loss: the compare-and-swap,
+        // which reads the same location later, does.
+        order = order.or(Some(Order::Relaxed));
+    }
+    let access = Access { touch, strong: order.map(|order| (order, reach(instruction))) };
     // PTX ISA, `ld` and `st`: 256 bits only in global memory, as .v8 of 32 or .v4 of 64 bits.
     if bytes > 32 || bytes > 16 && scope.target().architecture < 100 {
         return Err(format!("vectors of {} bits are not supported for {}", 8 * bytes, scope.target()));
