@@ -337,8 +337,8 @@ impl Cell {
         Met { conflict: self.access_plain(new, orders), ends_strong: false }
     }
 
-    /// As [`Cell::access_plain`], where there is hardly anything to decide: whole words that were written once, and read
-    /// since by one instruction. `false` where there is more, and nothing is changed.
+    /// As [`Cell::access_plain`], where there is hardly anything to decide: whole words that were written once, and since
+    /// then read by one instruction or counted in. `false` where there is more, and nothing is changed.
     #[inline(always)]
     fn access_simply(&mut self, new: &Entry, orders: &impl Orders) -> bool {
         // Of the engine or strong, or remembering what came before them, entries take another way.
@@ -373,6 +373,19 @@ impl Cell {
                 }
                 // A read of the same clock is not ordered, but by its own thread: there is one entry for both.
                 place.merge(new)
+            }
+            // A counter: the last read-modify-write of a chain says it all.
+            kind if kind & (READ | WRITE | STRONG) == READ | WRITE | STRONG => {
+                let chains =
+                    |entry: &Entry| entry.bytes == 15 && entry.kind & !RESETS == kind && entry.atomic_with(new);
+                let place = match (chains(first), is(first, WRITE) && orders.is_simply_ordered(first)) {
+                    (true, _) if second.bytes == 0 => first,
+                    (_, true) if second.bytes == 0 || chains(second) => second,
+                    _ => return false,
+                };
+                let resets = if place.bytes == 0 { 0 } else { place.kind & RESETS };
+                *place = Entry { kind: kind | resets, ..*new };
+                true
             }
             _ => false,
         }
