@@ -8,7 +8,7 @@ use crate::check::global::{Labels, Shadow};
 use crate::check::initialized;
 use crate::check::order::Stamp;
 use crate::report::{Finding, Findings, Kind, Place};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,7 +33,7 @@ pub enum Owner {
     Host,
 }
 
-/// Memory that was allocated, or that was freed since.
+/// Memory that is allocated.
 #[derive(Debug)]
 pub struct Allocation {
     /// Its first address.
@@ -42,7 +42,6 @@ pub struct Allocation {
     pub size: u64,
     /// To whom it belongs.
     pub owner: Owner,
-    freed: AtomicBool,
     /// Which bytes were written, where that is looked for.
     pub initialized: Option<initialized::Shared>,
     /// Who accessed what.
@@ -50,11 +49,6 @@ pub struct Allocation {
 }
 
 impl Allocation {
-    /// Whether it was freed.
-    pub fn is_freed(&self) -> bool {
-        self.freed.load(Ordering::Acquire)
-    }
-
     /// Its addresses.
     pub fn range(&self) -> Range<u64> {
         self.base..self.base + self.size
@@ -64,8 +58,8 @@ impl Allocation {
 /// Why memory cannot be freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FreeError {
-    /// Nothing was ever allocated at this address.
-    #[error("nothing was allocated at this address")]
+    /// Nothing is allocated at this address.
+    #[error("nothing is allocated at this address")]
     Unknown,
     /// It was freed before.
     #[error("it was freed before")]
@@ -83,8 +77,12 @@ pub enum Touch {
     Write,
 }
 
-/// What there is at a moment: allocations and what was freed, by address.
+/// What is allocated at a moment, by address.
 pub type Snapshot = Arc<Vec<Arc<Allocation>>>;
+
+/// How many freed allocations are remembered, to tell their use after the end from an address that is simply wrong. What
+/// was freed before them is like any other address where nothing is.
+const FREED: usize = 1 << 14;
 
 /// All memory that kernels can reach.
 #[derive(Debug)]
@@ -101,9 +99,33 @@ pub struct Memory {
 
 #[derive(Debug, Default)]
 struct Table {
-    allocations: BTreeMap<u64, Arc<Allocation>>,
-    /// Made when it is asked for.
-    snapshot: Option<Snapshot>,
+    /// Shared with the launches under way: an allocation meanwhile copies the list, any other adds to it.
+    live: Snapshot,
+    freed: Freed,
+}
+
+/// Where the last allocations lay that were freed: first address and size.
+#[derive(Debug, Default)]
+struct Freed {
+    sizes: BTreeMap<u64, u64>,
+    order: VecDeque<u64>,
+}
+
+impl Freed {
+    fn add(&mut self, allocation: &Allocation) {
+        self.sizes.insert(allocation.base, allocation.size);
+        self.order.push_back(allocation.base);
+        if self.order.len() > FREED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.sizes.remove(&oldest);
+        }
+    }
+
+    fn find(&self, address: u64) -> Option<Range<u64>> {
+        let (&base, &size) = self.sizes.range(..=address).next_back()?;
+        Some(base..base + size).filter(|range| range.contains(&address))
+    }
 }
 
 #[derive(Debug)]
@@ -204,11 +226,11 @@ impl Memory {
         debug_assert!(base.is_multiple_of(ALIGNMENT));
         let watched = owner != Owner::Host && self.watch.0.load(Ordering::Relaxed);
         let initialized = watched.then(|| initialized::Shared::new(bytes as usize));
-        let (freed, shadow) = (AtomicBool::new(false), Shadow::new(base, bytes as usize));
-        let allocation = Arc::new(Allocation { base, size: bytes, owner, freed, initialized, shadow });
+        let shadow = Shadow::new(base, bytes as usize);
+        let allocation = Arc::new(Allocation { base, size: bytes, owner, initialized, shadow });
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        table.allocations.insert(base, allocation);
-        table.snapshot = None;
+        let live = Arc::make_mut(&mut table.live);
+        live.insert(live.partition_point(|other| other.base < base), allocation);
         Some(base)
     }
 
@@ -227,22 +249,34 @@ impl Memory {
     /// If no allocation begins at this address, or it was freed before.
     pub fn free(&self, address: u64) -> Result<u64, FreeError> {
         let _alone = self.in_use.write().unwrap_or_else(PoisonError::into_inner);
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let allocation = table.allocations.get(&address).ok_or(FreeError::Unknown)?;
-        if allocation.freed.swap(true, Ordering::AcqRel) {
-            return Err(FreeError::Twice);
-        }
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let Ok(index) = table.live.binary_search_by_key(&address, |allocation| allocation.base) else {
+            return Err(if table.freed.sizes.contains_key(&address) { FreeError::Twice } else { FreeError::Unknown });
+        };
+        let allocation = Arc::make_mut(&mut table.live).remove(index);
+        table.freed.add(&allocation);
+        drop(table);
         if let Some(region) = self.region(allocation.owner) {
             region.free(address, allocation.size);
         }
         Ok(allocation.size)
     }
 
-    /// The allocation that holds `address`, or that held it before it was freed.
+    /// The allocation that holds `address`.
     pub fn find(&self, address: u64) -> Option<Arc<Allocation>> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let (_, allocation) = table.allocations.range(..=address).next_back()?;
-        allocation.range().contains(&address).then(|| allocation.clone())
+        find(&table.live, address).cloned()
+    }
+
+    /// The addresses of the allocation that held `address` before it was freed. Of those that were freed long ago nothing
+    /// is known.
+    pub fn freed(&self, address: u64) -> Option<Range<u64>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).freed.find(address)
+    }
+
+    /// Whether an address is one that the driver gives out, now, before or later.
+    pub fn reserves(&self, address: u64) -> bool {
+        self.regions.iter().any(|region| (region.start..region.start + region.size).contains(&address))
     }
 
     /// Bytes that are allocated.
@@ -250,20 +284,9 @@ impl Memory {
         self.region(owner).map_or(0, |region| region.used.load(Ordering::Acquire))
     }
 
-    /// What is allocated and not freed.
-    pub fn live(&self) -> Vec<Arc<Allocation>> {
-        self.snapshot().iter().filter(|allocation| !allocation.is_freed()).cloned().collect()
-    }
-
-    /// All allocations, freed ones included, by address.
+    /// What is allocated.
     pub fn snapshot(&self) -> Snapshot {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(snapshot) = &table.snapshot {
-            return snapshot.clone();
-        }
-        let snapshot = Arc::new(table.allocations.values().cloned().collect::<Vec<_>>());
-        table.snapshot = Some(snapshot.clone());
-        snapshot
+        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner).live)
     }
 
     /// Whether to look for reads of what nobody wrote (in what is allocated from now on), and for races.
@@ -338,7 +361,7 @@ impl Memory {
     }
 }
 
-/// The allocation of a snapshot that holds `address`, live or freed.
+/// The allocation of a snapshot that holds `address`.
 pub fn find(snapshot: &[Arc<Allocation>], address: u64) -> Option<&Arc<Allocation>> {
     let index = snapshot.partition_point(|allocation| allocation.base <= address).checked_sub(1)?;
     Some(&snapshot[index]).filter(|allocation| allocation.range().contains(&address))
@@ -359,9 +382,28 @@ mod tests {
         assert_eq!(memory.free(first), Ok(100));
         assert_eq!(memory.free(first), Err(FreeError::Twice));
         assert_eq!(memory.free(first + 8), Err(FreeError::Unknown));
-        assert!(memory.find(first).is_some_and(|found| found.is_freed()));
+        assert!(memory.find(first).is_none());
+        assert_eq!((memory.freed(first + 99), memory.freed(first + 100)), (Some(first..first + 100), None));
         assert_ne!(memory.allocate(Owner::Device(0), 100), Some(first));
-        assert_eq!(memory.live().len(), 2);
+        assert_eq!(memory.snapshot().len(), 2);
+        assert!(
+            memory.reserves(first) && memory.reserves(second + (1 << 30)) && !memory.reserves(&raw const memory as u64)
+        );
+    }
+
+    #[test]
+    fn a_snapshot_stays_what_it_was() {
+        let memory = Memory::new(2, 1 << 20).unwrap();
+        // The regions lie in any order: the list is one of addresses all the same.
+        let addresses: Vec<u64> = (0..6).map(|at| memory.allocate(Owner::Device(at % 2), 8).unwrap()).collect();
+        let before = memory.snapshot();
+        assert!(before.is_sorted_by_key(|allocation| allocation.base));
+        memory.free(addresses[2]).unwrap();
+        let after = memory.allocate(Owner::Device(0), 8).unwrap();
+        assert!(find(&before, addresses[2]).is_some() && find(&before, after).is_none());
+        let now = memory.snapshot();
+        assert!(find(&now, addresses[2]).is_none() && find(&now, after).is_some());
+        assert_eq!((before.len(), now.len()), (6, 6));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::ptx::ast::{Function, Module, Space, Target, Type};
 use crate::report::Place;
 use std::collections::HashMap;
 
+mod guesses;
 mod layout;
 mod lower;
 mod operands;
@@ -221,6 +222,8 @@ pub struct Scope<'a> {
     module: &'a Module,
     addresses: &'a Addresses,
     names: Vec<HashMap<String, Symbol>>,
+    /// Of each function being inlined, the registers of [`guesses`].
+    guesses: Vec<HashMap<String, usize>>,
     /// The functions being inlined, outermost first.
     calls: Vec<&'a str>,
     /// How many have been.
@@ -265,6 +268,7 @@ impl<'a> Scope<'a> {
             module,
             addresses,
             names: vec![HashMap::new()],
+            guesses: Vec::new(),
             calls: Vec::new(),
             inlined: 0,
             depth: 0,

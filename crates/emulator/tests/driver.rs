@@ -1,4 +1,5 @@
-//! The driver's functions, called as C would: everything that needs no kernel.
+//! The driver's functions, called as C would: everything that needs no kernel, and what kernels find in the variables of
+//! their module.
 
 use emulator::api::contexts::*;
 use emulator::api::devices::*;
@@ -311,6 +312,9 @@ fn registered_memory_is_pinned_until_it_is_not() {
     // An asynchronous copy from it is not over yet.
     assert_eq!(cu!(cuStreamQuery(0)), 0);
     assert_eq!(download(device, 1), [7]);
+    // Kernels do not reach it, and are told so before they try.
+    let mut pointer = MaybeUninit::uninit();
+    assert_eq!(cu!(cuMemHostGetDevicePointer_v2(Some(&mut pointer), address, 0)), 801);
     assert_eq!(cu!(cuMemHostUnregister(address)), 0);
     assert_eq!(cu!(cuMemHostUnregister(address)), 713);
 }
@@ -652,4 +656,48 @@ fn many_threads_may_use_it() {
         }
     });
     assert!(inspect().leaks().is_empty());
+}
+
+#[test]
+fn variables_of_a_module_hold_what_the_text_says() {
+    let _turn = machine(&Options::checked(1));
+    context(0);
+    let text = c".version 8.0
+.target sm_80
+.address_size 64
+.global .align 4 .f32 table[4] = {0f3F800000, 0f40000000, 0f40400000, 0f40800000};
+.const .align 4 .u32 small[3] = {7, 8};
+.global .align 1 .b8 text[6] = {104, 101, 108, 108, 111};
+.global .align 8 .u64 pointers[3] = {generic(table)+8, generic(text), generic(zeros)};
+.global .align 4 .u32 zeros[2];
+.visible .entry k(.param .u64 out) {
+    .reg .b64 %out, %p<4>; .reg .b32 %r<9>;
+    ld.param.u64 %out, [out];
+    cvta.to.global.u64 %out, %out;
+    ld.global.u32 %r0, [table+12];
+    ld.const.u32 %r1, [small+4];
+    ld.const.u32 %r2, [small+8];
+    ld.global.u64 %p0, [pointers];
+    ld.u32 %r3, [%p0];
+    ld.global.u64 %p1, [pointers+8];
+    ld.u8 %r4, [%p1+1];
+    ld.u8 %r5, [%p1+5];
+    ld.global.u64 %p2, [pointers+16];
+    ld.u32 %r6, [%p2+4];
+    st.global.v4.u32 [%out], {%r0, %r1, %r2, %r3};
+    st.global.v2.u32 [%out+16], {%r4, %r5};
+    st.global.u32 [%out+24], %r6;
+    ret;
+}";
+    let module = get(|out| cu!(cuModuleLoadData(out, text.as_ptr().cast())));
+    let function = get(|out| cu!(cuModuleGetFunction(out, module, c"k".as_ptr())));
+    let output = allocate(28);
+    let parameters = [(&raw const output).cast::<c_void>()];
+    let none = std::ptr::null();
+    assert_eq!(cu!(cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, 0, parameters.as_ptr(), none)), 0);
+    let words: Vec<u32> =
+        download(output, 28).chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+    assert_eq!(words, [4f32.to_bits(), 8, 0, 3f32.to_bits(), u32::from(b'e'), 0, 0]);
+    let found = inspect().findings();
+    assert!(found.is_empty(), "{found:?}");
 }

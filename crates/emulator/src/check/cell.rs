@@ -159,6 +159,13 @@ pub(super) trait Orders {
         self.unordered(earlier).is_none()
     }
 
+    /// Whether `earlier`, which is no strong access and none of the engine, is ordered before the present one for a
+    /// simple reason. Asked first, since it mostly is.
+    fn is_simply_ordered(&self, earlier: &Entry) -> bool {
+        let _ = earlier;
+        false
+    }
+
     /// The lanes of the present access that `earlier` is not ordered before, as a whole.
     fn ignorant(&self, earlier: &Entry) -> u32;
 
@@ -189,6 +196,14 @@ impl Within<'_> {
         bits(self.lanes).map(move |lane| first + lane)
     }
 
+    /// As [`Orders::is_simply_ordered`], of an access by a thread of this block: all lanes know of it since a barrier, or
+    /// it was the only lane that accesses now.
+    #[inline(always)]
+    pub(super) fn is_simply_ordered(&self, earlier: &Entry) -> bool {
+        let own = (earlier.warps, earlier.lanes) == (1 << self.warp, self.lanes) && self.lanes.is_power_of_two();
+        own || self.clocks.together(self.warp).is_some_and(|all| earlier.clock <= all.floor)
+    }
+
     /// The lanes of those threads for which something holds.
     pub(super) fn lanes_where(&self, holds: impl Fn(u32) -> bool) -> u32 {
         self.threads().filter(|&me| holds(me)).fold(0, |lanes, me| lanes | 1 << (me % 32))
@@ -217,6 +232,11 @@ impl Orders for Within<'_> {
         }
         self.threads()
             .find_map(|me| threads(earlier, clocks.engine()).find(|&other| !clocks.knows(me, other, earlier.clock)))
+    }
+
+    #[inline(always)]
+    fn is_simply_ordered(&self, earlier: &Entry) -> bool {
+        earlier.kind & DRIVER == 0 && Within::is_simply_ordered(self, earlier)
     }
 
     fn ignorant(&self, earlier: &Entry) -> u32 {
@@ -308,10 +328,67 @@ impl Cell {
     /// Makes an access.
     #[inline]
     pub(super) fn access(&mut self, new: Entry, orders: &impl Orders) -> Met {
+        if self.access_simply(&new, orders) {
+            return Met::default();
+        }
         if new.strong() || self.all().any(|entry| entry.bytes != 0 && entry.strong()) {
             return self.access_among_strong(new, orders);
         }
         Met { conflict: self.access_plain(new, orders), ends_strong: false }
+    }
+
+    /// As [`Cell::access_plain`], where there is hardly anything to decide: whole words that were written once, and since
+    /// then read by one instruction or counted in. `false` where there is more, and nothing is changed.
+    #[inline(always)]
+    fn access_simply(&mut self, new: &Entry, orders: &impl Orders) -> bool {
+        // Of the engine or strong, or remembering what came before them, entries take another way.
+        let is = |entry: &Entry, touch: u8| entry.bytes == 15 && entry.kind & !DRIVER == touch;
+        let [first, second] = &mut self.first;
+        if self.more.is_some() || new.bytes != 15 {
+            return false;
+        }
+        let goes = |entry: &Entry| {
+            entry.bytes == 0 || (is(entry, READ) || is(entry, WRITE)) && orders.is_simply_ordered(entry)
+        };
+        match new.kind {
+            WRITE if goes(first) && goes(second) => {
+                self.first = [*new, Entry::default()];
+                true
+            }
+            READ => {
+                // The place of reads: behind the write, if there is one.
+                let place = if is(first, WRITE) {
+                    if !orders.is_simply_ordered(first) {
+                        return false;
+                    }
+                    second
+                } else if second.bytes == 0 {
+                    first
+                } else {
+                    return false;
+                };
+                if place.bytes == 0 || is(place, READ) && orders.is_simply_ordered(place) {
+                    *place = *new;
+                    return true;
+                }
+                // A read of the same clock is not ordered, but by its own thread: there is one entry for both.
+                place.merge(new)
+            }
+            // A counter: the last read-modify-write of a chain says it all.
+            kind if kind & (READ | WRITE | STRONG) == READ | WRITE | STRONG => {
+                let chains =
+                    |entry: &Entry| entry.bytes == 15 && entry.kind & !RESETS == kind && entry.atomic_with(new);
+                let place = match (chains(first), is(first, WRITE) && orders.is_simply_ordered(first)) {
+                    (true, _) if second.bytes == 0 => first,
+                    (_, true) if second.bytes == 0 || chains(second) => second,
+                    _ => return false,
+                };
+                let resets = if place.bytes == 0 { 0 } else { place.kind & RESETS };
+                *place = Entry { kind: kind | resets, ..*new };
+                true
+            }
+            _ => false,
+        }
     }
 
     /// As [`Cell::access_among_strong`], where that has less to decide: neither what is here nor `new` is strong, so that

@@ -176,6 +176,14 @@ impl Orders for Before<'_> {
         self.unordered_at(earlier).map(|(_, thread)| thread)
     }
 
+    #[inline(always)]
+    fn is_simply_ordered(&self, earlier: &Entry) -> bool {
+        if self.other_operation(earlier) {
+            return self.launch.stamp.follows(earlier.stream, earlier.sequence);
+        }
+        earlier.block == self.within.clocks.block() && self.within.is_simply_ordered(earlier)
+    }
+
     fn is_ordered(&self, earlier: &Entry) -> bool {
         // A set of blocks has another one than the own, of which a lane must know.
         let crowd = earlier.block & CROWD != 0 && !self.other_operation(earlier);

@@ -96,8 +96,7 @@ impl Driver {
         if address == 0 {
             return Err(invalid("a null pointer"));
         }
-        let found = self.memory.find(address);
-        if let (Side::Host(_) | Side::Any(_), None) = (side, &found) {
+        if let (Side::Host(_) | Side::Any(_), false) = (side, self.memory.reserves(address)) {
             let registered = state.registered.range(..=address).next_back();
             let inside = registered.is_some_and(|(&start, &size)| address + bytes <= start + size);
             return Ok((address, if inside { Place::Registered } else { Place::Pageable }));

@@ -108,9 +108,10 @@ pub(crate) fn attribute(options: &Options, device: usize, number: u32) -> Option
         99 => 1, // registering host memory
         106 => limits.blocks as i32,
         111 => SHARED_RESERVED as i32,
-        115 => 1, // memory pools
-        // What is not there: textures, surfaces, managed access from both sides, interprocess handles, launches of
-        // clusters, tensor maps.
+        115 => 1,                     // memory pools
+        127 => i32::from(major >= 9), // tensor maps
+        // What is not there: textures, surfaces, managed access from both sides, interprocess handles, and launches of
+        // clusters (120), since those of more than one thread block are refused.
         21..=29
         | 42..=49
         | 52..=74
@@ -124,7 +125,8 @@ pub(crate) fn attribute(options: &Options, device: usize, number: u32) -> Option
         | 100..=105
         | 107..=110
         | 112..=114
-        | 116..=162 => 0,
+        | 116..=126
+        | 128..=162 => 0,
         _ => return None,
     })
 }
@@ -140,6 +142,9 @@ mod tests {
         // An A100's and an H100's shared memory a block, after opting in.
         assert_eq!((of((8, 0), 97), of((9, 0), 97)), (Some(166_912), Some(232_448)));
         assert_eq!((of((8, 6), 39), of((8, 0), 39)), (Some(1536), Some(2048)));
+        // Tensor maps, and clusters, of which there are none.
+        assert_eq!([of((8, 9), 127), of((9, 0), 127), of((12, 0), 127)], [Some(0), Some(1), Some(1)]);
+        assert_eq!(of((9, 0), 120), Some(0));
         assert_eq!(of((8, 0), 9999), None);
     }
 }

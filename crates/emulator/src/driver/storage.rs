@@ -116,22 +116,22 @@ impl Driver {
 
     fn not_freeable(&self, address: u64) -> super::error::Failure {
         match self.memory.find(address) {
-            Some(allocation) if allocation.is_freed() => {
-                invalid(format!("{address:#x} was freed already")).found(Kind::UseAfterFree)
-            }
             Some(allocation) if allocation.base == address => {
                 invalid(format!("{address:#x} is not freed by this function, or is about to be freed already"))
             }
             Some(allocation) => {
                 invalid(format!("{address:#x} lies inside of an allocation, which begins at {:#x}", allocation.base))
             }
-            None => invalid(format!("{address:#x} was never allocated")),
+            None if self.memory.freed(address).is_some() => {
+                invalid(format!("{address:#x} was freed already")).found(Kind::UseAfterFree)
+            }
+            None => invalid(format!("nothing is allocated at {address:#x}")),
         }
     }
 
     fn free_error(&self, address: u64, error: FreeError) -> super::error::Failure {
         invalid(match error {
-            FreeError::Unknown => format!("{address:#x} was never allocated"),
+            FreeError::Unknown => format!("nothing is allocated at {address:#x}"),
             FreeError::Twice => format!("{address:#x} was freed already"),
         })
     }
@@ -139,15 +139,14 @@ impl Driver {
     /// The live allocation in which `bytes` bytes from `address` on lie.
     pub(crate) fn memory_at(&self, address: u64, bytes: u64) -> Result<Arc<Allocation>, (Kind, String)> {
         let Some(allocation) = self.memory.find(address) else {
+            if let Some(freed) = self.memory.freed(address) {
+                let (base, size) = (freed.start, freed.end - freed.start);
+                let reason = format!("{bytes} bytes at {address:#x}: the {size} bytes at {base:#x} were freed");
+                return Err((Kind::UseAfterFree, reason));
+            }
             return Err((Kind::OutOfBounds, format!("{bytes} bytes at {address:#x}: there is no memory")));
         };
         let (base, size) = (allocation.base, allocation.size);
-        if allocation.is_freed() {
-            return Err((
-                Kind::UseAfterFree,
-                format!("{bytes} bytes at {address:#x}: the {size} bytes at {base:#x} were freed"),
-            ));
-        }
         if bytes > size || address - base > size - bytes {
             let offset = address - base;
             return Err((
@@ -209,7 +208,7 @@ impl Driver {
         let state = self.lock();
         state.current()?;
         match self.memory.find(address) {
-            Some(found) if !found.is_freed() && found.owner == Owner::Host => Ok(address),
+            Some(found) if found.owner == Owner::Host => Ok(address),
             _ if state.registered.contains_key(&address) => Err(fail(
                 Code::NOT_SUPPORTED,
                 "kernels cannot reach registered memory here; cuMemHostAlloc gives memory that they can",

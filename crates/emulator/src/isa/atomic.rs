@@ -29,6 +29,9 @@ pub enum Operation {
     CompareAndSwap,
 }
 
+/// The most elements of a vector.
+const MOST: usize = 8;
+
 /// An atomic operation.
 #[derive(Clone, Debug)]
 pub struct Op {
@@ -210,10 +213,9 @@ impl Op {
         let swap = self.swap.as_ref().map(values);
         // An operation that leaves everything as it was is nothing that anybody could wait for.
         let mut changes = false;
-        let mut results = Vec::with_capacity(self.sources.len());
-        for (index, source) in self.sources.iter().enumerate() {
+        let mut results = [[0; LANES]; MOST];
+        for (index, (source, old)) in self.sources.iter().zip(&mut results).enumerate() {
             let operands = values(source);
-            let mut old = [0; LANES];
             for lane in lanes(mask) {
                 // PTX ISA, `atom`: an addition of singles flushes subnormals in global memory and keeps them in shared.
                 let ftz = match self.at {
@@ -230,7 +232,6 @@ impl Op {
                 old[lane] = unsafe { update(pointer, size, change) };
                 changes |= change(old[lane]).is_some_and(|new| new != old[lane]);
             }
-            results.push(old);
         }
         if !changes {
             context.block.writes = writes;

@@ -3,6 +3,7 @@
 use super::Decoded;
 use crate::check::clocks::{Order, Scope as Reach, Touch};
 use crate::machine::context::{Access, Context, LaneBytes, Where};
+use crate::machine::racing;
 use crate::machine::registers::{D, Double, LANES, W, Word, lanes};
 use crate::machine::{Class, Fault};
 use crate::program::{Address, Base, Reason, Scope};
@@ -92,7 +93,6 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
     if element == Type::B128 {
         return Err("128-bit registers are not supported".to_owned());
     }
-    let access = Access { touch, strong: order.map(|order| (order, reach(instruction))) };
     // `.level::cache_hint` adds a policy as the last operand, which changes no value.
     let (destination, address) = match (store, instruction.operands.as_slice()) {
         (false, [value, address] | [value, address, _]) | (true, [address, value] | [address, value, _]) => {
@@ -100,6 +100,13 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         }
         _ => return Err("a register and an address were expected".to_owned()),
     };
+    let bytes = count * element.size();
+    if !store && scope.is_guess(destination, bytes) {
+        // It races with plain writes only. That it may also complete an acquire pattern is no loss: the compare-and-swap,
+        // which reads the same location later, does.
+        order = order.or(Some(Order::Relaxed));
+    }
+    let access = Access { touch, strong: order.map(|order| (order, reach(instruction))) };
     // PTX ISA, `ld` and `st`: 256 bits only in global memory, as .v8 of 32 or .v4 of 64 bits; priorities in the L2 cache
     // only of these.
     let is_longest = matches!((count, element.size()), (8, 4) | (4, 8));
@@ -192,10 +199,20 @@ impl Op {
         }
         for (index, &(register, width)) in self.registers.iter().enumerate() {
             let offset = index * size;
-            if self.store {
-                self.store_element(context, mask, &pointers, offset, register);
-            } else {
-                self.load_element(context, mask, &pointers, offset, register, width);
+            // Each choice is a loop of its own, without a branch for each lane.
+            match (self.at, self.store) {
+                (Where::In(Space::Global), true) => {
+                    self.store_element::<GLOBAL>(context, mask, &pointers, offset, register)
+                }
+                (Where::Generic, true) => self.store_element::<ANY>(context, mask, &pointers, offset, register),
+                (_, true) => self.store_element::<OWN>(context, mask, &pointers, offset, register),
+                (Where::In(Space::Global), false) => {
+                    self.load_element::<GLOBAL>(context, mask, &pointers, offset, register, width);
+                }
+                (Where::Generic, false) => {
+                    self.load_element::<ANY>(context, mask, &pointers, offset, register, width);
+                }
+                (_, false) => self.load_element::<OWN>(context, mask, &pointers, offset, register, width),
             }
         }
         Ok(())
@@ -221,7 +238,7 @@ impl Op {
     }
 
     #[inline(always)]
-    fn load_element(
+    fn load_element<const MEMORY: u8>(
         &self,
         context: &mut Context<'_>,
         mask: u32,
@@ -231,11 +248,11 @@ impl Op {
         width: usize,
     ) {
         if let (Register::Word(word), 4, 32) = (register, self.element.size(), width) {
-            let values = read_words(mask, pointers, offset);
+            let values = read_words::<MEMORY>(mask, pointers, offset);
             context.registers.set_word(word, mask, &values);
             return;
         }
-        let bits = read(mask, pointers, offset, self.element.size());
+        let bits = read::<MEMORY>(mask, pointers, offset, self.element.size());
         // A signed element is extended to the register's width, any other with zeros.
         let shift = 64 - 8 * self.element.size();
         let signed = self.element.is_signed();
@@ -254,7 +271,7 @@ impl Op {
     }
 
     #[inline(always)]
-    fn store_element(
+    fn store_element<const MEMORY: u8>(
         &self,
         context: &mut Context<'_>,
         mask: u32,
@@ -265,8 +282,9 @@ impl Op {
         if let (Register::Word(word), 4, u32::MAX) = (register, self.element.size(), mask) {
             let values = context.registers.word(word);
             for lane in 0..LANES {
-                // SAFETY: `locate` gave a pointer to as many bytes as all elements take for every lane.
-                unsafe { pointers[lane].add(offset).cast::<u32>().write_unaligned(values[lane]) };
+                // SAFETY: `locate` gave a pointer to as many bytes as all elements take for every lane, aligned to them
+                // in global memory.
+                unsafe { put::<MEMORY>(pointers[lane].add(offset), 4, u64::from(values[lane])) };
             }
             return;
         }
@@ -275,16 +293,8 @@ impl Op {
             Register::Double(double) => *context.registers.double(double),
         };
         for lane in lanes(mask) {
-            // SAFETY: `locate` gave a pointer to as many bytes as all elements take for every lane in the mask.
-            unsafe {
-                let pointer = pointers[lane].add(offset);
-                match self.element.size() {
-                    1 => pointer.write(values[lane] as u8),
-                    2 => pointer.cast::<u16>().write_unaligned(values[lane] as u16),
-                    4 => pointer.cast::<u32>().write_unaligned(values[lane] as u32),
-                    _ => pointer.cast::<u64>().write_unaligned(values[lane]),
-                }
-            }
+            // SAFETY: as above, for every lane in the mask.
+            unsafe { put::<MEMORY>(pointers[lane].add(offset), self.element.size(), values[lane]) };
         }
     }
 
@@ -302,11 +312,61 @@ impl Op {
     }
 }
 
+/// Global memory, aligned: where thread blocks on other threads of the host may be.
+const GLOBAL: u8 = 0;
+/// Memory that belongs to one thread block, or that nobody writes during a launch.
+const OWN: u8 = 1;
+/// Either, by the address. What is not aligned for the host is not global.
+const ANY: u8 = 2;
+
+/// Whether an element is loaded and stored atomically.
+#[inline(always)]
+fn is_atomic<const MEMORY: u8>(pointer: *mut u8, size: usize) -> bool {
+    MEMORY == GLOBAL || MEMORY == ANY && pointer.addr() & (size - 1) == 0
+}
+
+/// Loads an element of 1, 2, 4 or 8 bytes, zero-extended.
+///
+/// # Safety
+/// `pointer` is valid for `size` bytes; in global memory, it is aligned to them.
+#[inline(always)]
+unsafe fn get<const MEMORY: u8>(pointer: *mut u8, size: usize) -> u64 {
+    // SAFETY: as the caller promises. Memory that is not accessed atomically belongs to the thread block that runs here.
+    unsafe {
+        match size {
+            _ if is_atomic::<MEMORY>(pointer, size) => racing::load(pointer, size),
+            1 => u64::from(pointer.read()),
+            2 => u64::from(pointer.cast::<u16>().read_unaligned()),
+            4 => u64::from(pointer.cast::<u32>().read_unaligned()),
+            _ => pointer.cast::<u64>().read_unaligned(),
+        }
+    }
+}
+
+/// Stores an element of 1, 2, 4 or 8 bytes.
+///
+/// # Safety
+/// As for [`get`].
+#[inline(always)]
+unsafe fn put<const MEMORY: u8>(pointer: *mut u8, size: usize, value: u64) {
+    // SAFETY: as for `get`.
+    unsafe {
+        match size {
+            _ if is_atomic::<MEMORY>(pointer, size) => racing::store(pointer, size, value),
+            1 => pointer.write(value as u8),
+            2 => pointer.cast::<u16>().write_unaligned(value as u16),
+            4 => pointer.cast::<u32>().write_unaligned(value as u32),
+            _ => pointer.cast::<u64>().write_unaligned(value),
+        }
+    }
+}
+
 /// An element of 4 bytes of every lane in the mask.
 #[inline(always)]
-fn read_words(mask: u32, pointers: &[*mut u8; LANES], offset: usize) -> Word {
-    // SAFETY: called for lanes in the mask only, for which `locate` gave a pointer to as many bytes as all elements take.
-    let read = |lane: usize| unsafe { pointers[lane].add(offset).cast::<u32>().read_unaligned() };
+fn read_words<const MEMORY: u8>(mask: u32, pointers: &[*mut u8; LANES], offset: usize) -> Word {
+    // SAFETY: called for lanes in the mask only, for which `locate` gave a pointer to as many bytes as all elements take,
+    // aligned to them in global memory.
+    let read = |lane: usize| unsafe { get::<MEMORY>(pointers[lane].add(offset), 4) as u32 };
     if mask == u32::MAX {
         return std::array::from_fn(read);
     }
@@ -317,19 +377,12 @@ fn read_words(mask: u32, pointers: &[*mut u8; LANES], offset: usize) -> Word {
 
 /// An element of `size` bytes of every lane in the mask, zero-extended.
 #[inline(always)]
-fn read(mask: u32, pointers: &[*mut u8; LANES], offset: usize, size: usize) -> Double {
+fn read<const MEMORY: u8>(mask: u32, pointers: &[*mut u8; LANES], offset: usize, size: usize) -> Double {
     let mut bits = [0; LANES];
     for lane in lanes(mask) {
-        // SAFETY: `locate` gave a pointer to as many bytes as all elements take for every lane in the mask.
-        bits[lane] = unsafe {
-            let pointer = pointers[lane].add(offset);
-            match size {
-                1 => u64::from(pointer.read()),
-                2 => u64::from(pointer.cast::<u16>().read_unaligned()),
-                4 => u64::from(pointer.cast::<u32>().read_unaligned()),
-                _ => pointer.cast::<u64>().read_unaligned(),
-            }
-        };
+        // SAFETY: `locate` gave a pointer to as many bytes as all elements take for every lane in the mask, aligned to
+        // them in global memory.
+        bits[lane] = unsafe { get::<MEMORY>(pointers[lane].add(offset), size) };
     }
     bits
 }

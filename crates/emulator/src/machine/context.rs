@@ -2,6 +2,7 @@
 
 use super::Fault;
 use super::launch::Environment;
+use super::racing;
 use super::registers::{Double, LANES, Registers, lanes, mask_of};
 use super::shared::{BlockMemory, Observed};
 pub use crate::check::Access;
@@ -265,6 +266,11 @@ impl Context<'_> {
         let snapshot = &self.environment.snapshot;
         let what = || format!("{} {size} bytes at {address:#x}", verb(access));
         let Some(allocation) = find(snapshot, address) else {
+            if let Some(freed) = self.environment.memory.freed(address) {
+                let (base, length) = (freed.start, freed.end - freed.start);
+                let message = format!("{}, in {length} bytes at {base:#x} that were freed", what());
+                return Err(Fault::lane(Kind::UseAfterFree, lane, message));
+            }
             let before = snapshot.partition_point(|allocation| allocation.base <= address).checked_sub(1);
             let near = before.map(|index| &snapshot[index]).filter(|near| address - near.base < near.size + (1 << 20));
             let near = near.map_or_else(String::new, |near| {
@@ -278,10 +284,6 @@ impl Context<'_> {
             ));
         };
         let index = snapshot.partition_point(|other| other.base < allocation.base);
-        if allocation.is_freed() {
-            let freed = format!("{}, in {} bytes at {:#x} that were freed", what(), allocation.size, allocation.base);
-            return Err(Fault::lane(Kind::UseAfterFree, lane, freed));
-        }
         if address + size as u64 > allocation.base + allocation.size {
             let message = format!(
                 "{}, of which {} lie past the end of the {} bytes at {:#x}",
@@ -337,7 +339,7 @@ impl Context<'_> {
         for lane in lanes(mask) {
             // SAFETY: `locate` gave a pointer to `size` bytes for every lane in the mask; a value has room for the
             // widest access.
-            unsafe { std::ptr::copy_nonoverlapping(pointers[lane], values[lane].as_mut_ptr(), size.min(WIDEST)) };
+            unsafe { racing::read(pointers[lane], &mut values[lane][..size.min(WIDEST)]) };
         }
         Ok(values)
     }
@@ -361,7 +363,7 @@ impl Context<'_> {
         self.block.storing = None;
         for lane in lanes(mask) {
             // SAFETY: as in `load`.
-            unsafe { std::ptr::copy_nonoverlapping(values[lane].as_ptr(), pointers[lane], size.min(WIDEST)) };
+            unsafe { racing::write(&values[lane][..size.min(WIDEST)], pointers[lane]) };
         }
         Ok(())
     }

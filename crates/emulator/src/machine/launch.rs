@@ -78,8 +78,8 @@ pub struct Environment<'a> {
     pub findings: &'a Findings,
     /// What its blocks know of each other, and of other stream operations.
     pub order: global::Launch,
-    /// What stream operations are called.
-    pub labels: &'a global::Labels,
+    /// The memory that the snapshot is of.
+    pub memory: &'a Memory,
     /// That the processor has the vector instructions that are used.
     pub(crate) vectors: Vectors,
     /// Steps that were executed, as far as they have been added up.
@@ -213,7 +213,7 @@ fn run_in(launch: &Launch<'_>, workspace: u64, memory: &Memory, findings: &Findi
         snapshot: memory.snapshot(),
         findings,
         order: global::Launch::new(launch.stamp.clone()),
-        labels: memory.labels(),
+        memory,
         vectors,
         steps: AtomicU64::new(0),
         progress: AtomicU64::new(0),

@@ -5,6 +5,7 @@ mod barrier;
 pub mod block;
 pub mod context;
 pub mod launch;
+pub(crate) mod racing;
 mod random;
 pub mod registers;
 pub mod shared;

@@ -169,7 +169,8 @@ impl BlockMemory {
         }
         if let Some(races) = &mut self.races {
             let batch = access.batch(&offsets, access.mask, self.storing.as_deref());
-            let found = allocation.shadow.access(&environment.order, environment.labels, &mut races.clocks, &batch);
+            let found =
+                allocation.shadow.access(&environment.order, environment.memory.labels(), &mut races.clocks, &batch);
             if let Some(conflict) = found {
                 self.race(environment, access, &conflict, "global memory", allocation.base);
             }

@@ -1,5 +1,6 @@
 //! A kernel's statements, one after another, with the functions that they call in their places.
 
+use super::guesses::guesses;
 use super::layout::Layout;
 use super::{DecodeError, Label, Location, Program, Reason, Scope, Step, Symbol};
 use crate::isa::{self, Op};
@@ -56,7 +57,9 @@ impl<'a> Scope<'a> {
         }
         self.line = entry.line;
         self.calls.push(&entry.name);
+        self.guesses.push(guesses(body));
         self.statements(body)?;
+        self.guesses.pop();
         self.calls.pop();
         // A body may end without `ret`.
         self.push(isa::control::exit(), None, Place::default());
@@ -112,6 +115,12 @@ impl<'a> Scope<'a> {
         self.names.pop();
         self.depth -= 1;
         Ok(())
+    }
+
+    /// Whether a load of so many bytes into this register is a guess that a compare-and-swap verifies.
+    pub(crate) fn is_guess(&self, register: &Operand, bytes: usize) -> bool {
+        let Operand::Name(name) = register else { return false };
+        self.guesses.last().is_some_and(|guesses| guesses.get(name) == Some(&bytes))
     }
 
     pub(super) fn new_label(&mut self) -> Label {
@@ -217,7 +226,9 @@ impl<'a> Scope<'a> {
         self.names = vec![outer.first().cloned().unwrap_or_default(), names];
         self.calls.push(name);
         self.returns.push(end);
+        self.guesses.push(guesses(body));
         self.statements(body)?;
+        self.guesses.pop();
         self.returns.pop();
         self.calls.pop();
         self.names = outer;

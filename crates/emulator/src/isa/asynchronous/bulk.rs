@@ -7,6 +7,7 @@ use crate::check::Access;
 use crate::isa::matrix::load::addresses;
 use crate::machine::Fault;
 use crate::machine::context::{Context, Where};
+use crate::machine::racing;
 use crate::machine::registers::{LANES, W, lanes};
 use crate::program::{Address, Reason, Scope};
 use crate::ptx::ast::{Instruction, Operand, Space, Type};
@@ -160,7 +161,7 @@ impl Transfer {
 pub(super) fn read_global(from: u64, bytes: &mut [u8]) {
     // SAFETY: the range was checked by `look_at_global` when the copy was issued, in this launch, which holds all
     // memory that was allocated when it began.
-    unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+    unsafe { racing::read(from as *const u8, bytes) };
 }
 
 /// Reads from shared memory; what lies outside is left as it is.
@@ -217,7 +218,7 @@ pub(super) fn write_global(context: &mut Context<'_>, lane: usize, to: u64, byte
     parts(lane, to, bytes.len(), |addresses, done, part| {
         let pointers = context.locate(1 << lane, Where::In(Space::Global), addresses, part, Access::STORE)?;
         // SAFETY: `locate` gave a pointer to `part` bytes for the lane.
-        unsafe { std::ptr::copy_nonoverlapping(bytes[done..done + part].as_ptr(), pointers[lane], part) };
+        unsafe { racing::write(&bytes[done..done + part], pointers[lane]) };
         Ok(())
     })
 }

@@ -2,6 +2,7 @@
 
 use crate::machine::testing::{Bench, Kernel, Shape, refusal};
 use crate::options::Options;
+use crate::report::{Finding, Kind};
 use half::{bf16, f16};
 
 /// New and old value of one operation by one thread, the same in global, shared and generic memory, by `atom` and, but for
@@ -246,4 +247,30 @@ fn what_the_isa_does_not_have_is_refused() {
         let refused = refusal(body);
         assert!(refused.contains(reason), "{body}: {refused}");
     }
+}
+
+/// Every thread of two blocks adds 1 to a word in shared or global memory by a loop around a compare-and-swap, which
+/// begins with a plain load.
+fn loop_of_swaps(first: &str, extra: &str) -> Vec<Finding> {
+    let body = format!(
+        "{first}\n{extra}\nagain: mov.b32 %r4, %r5;\nadd.u32 %r6, %r4, 1;\natom.global.cas.b32 %r5, [%out], %r4, %r6;\n\
+         setp.ne.u32 %p1, %r5, %r4;\n@%p1 bra again;"
+    );
+    let outcome = Kernel { body: &body, ..Kernel::default() }.threads(2, 64).outcome(&Options::checked(3));
+    assert!(outcome.result.is_ok());
+    outcome.findings
+}
+
+#[test]
+fn the_plain_load_in_front_of_a_loop_of_compare_and_swaps_is_no_race() {
+    assert_eq!(loop_of_swaps("ld.global.u32 %r5, [%out];", ""), []);
+    assert_eq!(loop_of_swaps("ld.u32 %r7, [%out];\nmov.u32 %r8, %r7;", "mov.b32 %r5, %r8;"), [], "through copies");
+    // A load that nothing verifies, one of another width, and a guess that a plain store meets.
+    let races = |first: &str, extra: &str| {
+        let found = loop_of_swaps(first, extra);
+        assert!(!found.is_empty() && found.iter().all(|finding| finding.kind == Kind::Race), "{found:?}");
+    };
+    races("ld.global.u32 %r5, [%out];\nld.global.u32 %r9, [%out];", "");
+    races("ld.global.u16 %r7, [%out];", "mov.b32 %r5, %r7;");
+    races("ld.global.u32 %r5, [%out];", "setp.eq.u32 %p2, %gid, 70;\n@%p2 st.global.u32 [%out], 5;");
 }
