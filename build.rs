@@ -57,10 +57,13 @@ mod kernels {
                 .map(|thread| thread.join().unwrap_or_else(|_| Err("a compilation panicked".into())))
                 .collect()
         });
-        let mut code = String::new();
+        let (mut code, mut names) = (String::new(), Vec::new());
         for source in compiled {
-            source?.write(&out, &mut code)?;
+            let source = source?;
+            source.write(&out, &mut code)?;
+            names.push(format!("&{}", source.name.to_uppercase()));
         }
+        writeln!(code, "pub(crate) static ALL: &[&Source] = &[{}];", names.join(", "))?;
         constants(&folder.join("launch.cuh"), &mut code)?;
         fs::write(out.join("kernels.rs"), code)?;
         Ok(())

@@ -59,6 +59,14 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&to)[4], unsi
                  : "memory");
 }
 
+// One number of 32 bits, by its address in shared memory.
+__device__ __forceinline__ unsigned load_shared(unsigned address)
+{
+    unsigned value;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+
 // sums += A · B for a 16 × 16 and a 16 × 8 fragment of 16-bit numbers. Products are exact, sums are float32.
 template <class T>
 __device__ __forceinline__ void multiply_add(
@@ -91,11 +99,12 @@ __device__ __forceinline__ void multiply_add_tf32(
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// A number rounded to the eleven significant bits of tf32, ties away from zero, as bits. Two instructions where
+// cvt.rna.tf32 becomes four, since it keeps NaN apart: here a NaN may lose its name, for whoever splits a number finds it
+// again in what is left, NaN − anything.
 __device__ __forceinline__ unsigned to_tf32(float value)
 {
-    unsigned rounded;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
-    return rounded;
+    return (__float_as_uint(value) + 0x1000u) & 0xffffe000u;
 }
 
 __device__ __forceinline__ unsigned divide_up(unsigned a, unsigned b)

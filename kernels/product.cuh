@@ -217,7 +217,7 @@ __device__ __forceinline__ void product_tile(const Product& product)
 #pragma unroll
                     for (unsigned part = 0; part < 4; ++part) {
                         const unsigned column = warp_column + j * 8 + part / 2 * 8 + lane / 4, depth = inner + part % 2 * 4 + lane % 4;
-                        values[part] = __float_as_uint(stages[b_slab + slab_at<B_ALONG>(column, depth)]);
+                        values[part] = load_shared(shared + (b_slab + slab_at<B_ALONG>(column, depth)) * 4);
                     }
                 }
 #pragma unroll
@@ -236,7 +236,7 @@ __device__ __forceinline__ void product_tile(const Product& product)
 #pragma unroll
                     for (unsigned part = 0; part < 4; ++part) {
                         const unsigned row = warp_row + i * 16 + part % 2 * 8 + lane / 4, depth = inner + part / 2 * 4 + lane % 4;
-                        values[part] = __float_as_uint(stages[a_slab + slab_at<A_ALONG>(row, depth)]);
+                        values[part] = load_shared(shared + (a_slab + slab_at<A_ALONG>(row, depth)) * 4);
                     }
                 }
 #pragma unroll

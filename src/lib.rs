@@ -34,3 +34,5 @@ pub use error::Error;
 pub use hessian::{Input, Prepared, Summary, accumulate, prepare};
 #[cfg(feature = "cuda")]
 pub use matrix::{MatrixMut, MatrixRef};
+#[cfg(feature = "cuda")]
+pub use module::ptx;

@@ -11,6 +11,11 @@ pub(crate) struct Source {
     pub(crate) cubins: &'static [(&'static str, &'static [u8])],
 }
 
+/// The PTX of every file of `kernels/`, with the file's stem: for whoever wants to see what will run.
+pub fn ptx() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ALL.iter().map(|source| (source.name, source.ptx))
+}
+
 /// A kernel: where it is, and the part of its launch that never changes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {

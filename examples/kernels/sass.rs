@@ -113,12 +113,15 @@ fn main_loop(lines: &[&str]) -> BTreeMap<String, u32> {
         let label = line.split_once("BRA")?.1.split_once("`(")?.1.split(')').next()?;
         at.get(label).copied()
     };
-    let back = lines.iter().enumerate().filter_map(|(end, line)| Some((target(line).filter(|&start| start < end)?, end)));
+    let back =
+        lines.iter().enumerate().filter_map(|(end, line)| Some((target(line).filter(|&start| start < end)?, end)));
     let loops: Vec<BTreeMap<String, u32>> = back.map(|(start, end)| mix(&lines[start..=end])).collect();
     let count = |mix: &BTreeMap<String, u32>, opcodes: &[&str]| -> u32 {
         mix.iter().filter(|(name, _)| opcodes.iter().any(|opcode| name.starts_with(opcode))).map(|(_, n)| n).sum()
     };
-    for arithmetic in [&["HMMA", "IMMA", "DMMA"][..], &["FFMA", "DFMA"][..], &["FADD", "FMUL", "ATOM", "LDG", "POPC"][..]] {
+    for arithmetic in
+        [&["HMMA", "IMMA", "DMMA"][..], &["FFMA", "DFMA"][..], &["FADD", "FMUL", "ATOM", "LDG", "POPC"][..]]
+    {
         let busy: Vec<_> = loops.iter().filter(|mix| count(mix, arithmetic) > 0).collect();
         let filling = busy.iter().filter(|mix| count(mix, &["LDGSTS"]) > 0).min_by_key(|mix| mix.values().sum::<u32>());
         if let Some(found) = filling.or(busy.iter().max_by_key(|mix| count(mix, arithmetic))) {
@@ -144,7 +147,9 @@ fn mix(lines: &[&str]) -> BTreeMap<String, u32> {
         }
         let mut parts = opcode.split('.');
         let mut name = parts.next().unwrap_or_default().to_owned();
-        let matters = |part: &&str| matches!(*part, "64" | "128" | "16816" | "1688" | "16832" | "SP" | "F32" | "TF32" | "BF16" | "BYPASS");
+        let matters = |part: &&str| {
+            matches!(*part, "64" | "128" | "16816" | "1688" | "16832" | "SP" | "F32" | "TF32" | "BF16" | "BYPASS")
+        };
         for part in parts.filter(matters) {
             name.push('.');
             name.push_str(part);

@@ -139,7 +139,7 @@ impl Profile {
     /// Makes a profile of what was counted; `instruction` says of each program counter what stands there.
     pub fn new(geometry: Geometry, counters: &Counters, instruction: impl Fn(u32) -> (Place, Class)) -> Self {
         let mut profile = Self {
-            occupancy: occupancy::of(&geometry),
+            occupancy: geometry.occupancy(),
             geometry,
             instructions: 0,
             thread_instructions: 0,

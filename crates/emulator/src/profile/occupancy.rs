@@ -60,8 +60,14 @@ const SHARED_UNIT: usize = 128;
 /// after this many that the system takes for itself.
 const SHARED_SYSTEM: usize = 1024;
 
-/// The occupancy on each kind of device.
-pub(super) fn of(geometry: &Geometry) -> Vec<Occupancy> {
+impl Geometry {
+    /// The occupancy on each kind of device.
+    pub fn occupancy(&self) -> Vec<Occupancy> {
+        of(self)
+    }
+}
+
+fn of(geometry: &Geometry) -> Vec<Occupancy> {
     let threads = geometry.block.iter().fold(1u32, |product, &side| product.saturating_mul(side));
     let warps = threads.div_ceil(32).max(1);
     let shared = (geometry.shared + SHARED_SYSTEM).next_multiple_of(SHARED_UNIT);
