@@ -2,6 +2,7 @@
 //! and from the emulated driver. Counts, never times. `cargo xtask kernels` runs it.
 
 mod emulated;
+mod model;
 mod sass;
 
 use emulated::{WORKLOADS, count};
@@ -12,7 +13,7 @@ use std::collections::HashMap;
 use std::process::ExitCode;
 
 /// Where the machine code is looked at, oldest first.
-pub const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_90", "sm_100", "sm_120"];
+pub(crate) const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_90", "sm_100", "sm_120"];
 
 fn main() -> ExitCode {
     match print() {
@@ -77,6 +78,7 @@ fn print() -> Result<(), String> {
             }
         }
     }
+    model::print();
     Ok(())
 }
 

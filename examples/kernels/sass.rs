@@ -6,28 +6,28 @@ use std::path::Path;
 
 /// A kernel in the machine code of one architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Registers of a thread.
-    pub registers: u32,
+    pub(crate) registers: u32,
     /// Bytes that a thread spills to local memory, stores and loads together, and its stack.
-    pub spills: u32,
+    pub(crate) spills: u32,
     /// Bytes of static shared memory.
-    pub shared: usize,
+    pub(crate) shared: usize,
     /// The instructions of its main loop, by opcode with the modifiers that matter; empty where it has none.
-    pub main_loop: BTreeMap<String, u32>,
+    pub(crate) main_loop: BTreeMap<String, u32>,
 }
 
 impl Kernel {
     /// How many instructions of the main loop begin with one of these.
-    pub fn count(&self, opcodes: &[&str]) -> u32 {
+    pub(crate) fn count(&self, opcodes: &[&str]) -> u32 {
         let of = |name: &str| opcodes.iter().any(|opcode| name.starts_with(opcode));
         self.main_loop.iter().filter(|(name, _)| of(name)).map(|(_, count)| count).sum()
     }
 
     /// Instructions of the main loop.
-    pub fn loop_length(&self) -> u32 {
+    pub(crate) fn loop_length(&self) -> u32 {
         self.main_loop.values().sum()
     }
 }
@@ -36,7 +36,7 @@ impl Kernel {
 ///
 /// # Errors
 /// If ptxas or nvdisasm fails, or says something that is not understood.
-pub fn inspect(nvcc: &Nvcc, ptx: &str, architecture: &str) -> Result<Vec<Kernel>, String> {
+pub(crate) fn inspect(nvcc: &Nvcc, ptx: &str, architecture: &str) -> Result<Vec<Kernel>, String> {
     let file = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
     std::fs::write(file.path(), ptx).map_err(|error| error.to_string())?;
     let (cubin, said) = assemble(nvcc, file.path(), architecture)?;

@@ -63,36 +63,32 @@ const SHARED_SYSTEM: usize = 1024;
 impl Geometry {
     /// The occupancy on each kind of device.
     pub fn occupancy(&self) -> Vec<Occupancy> {
-        of(self)
+        let threads = self.block.iter().fold(1u32, |product, &side| product.saturating_mul(side));
+        let warps = threads.div_ceil(32).max(1);
+        let shared = (self.shared + SHARED_SYSTEM).next_multiple_of(SHARED_UNIT);
+        KNOWN
+            .iter()
+            .map(|device| {
+                let by_registers = self.registers.filter(|&registers| registers > 0).map(|registers| {
+                    let a_warp = (registers * 32).next_multiple_of(REGISTER_UNIT);
+                    REGISTERS / 4 / a_warp * 4 / warps
+                });
+                let limits = [
+                    (Limit::Threads, device.warps / warps),
+                    (Limit::Blocks, device.blocks),
+                    (Limit::Shared, (device.shared / shared) as u32),
+                    (Limit::Registers, by_registers.unwrap_or(u32::MAX)),
+                ];
+                // Of equal ones the first, as it is the one that nothing can be done about.
+                let (limit, blocks) = limits.into_iter().min_by_key(|limit| limit.1).unwrap_or((Limit::Threads, 0));
+                Occupancy {
+                    target: device.target.to_owned(),
+                    blocks,
+                    warps: blocks * warps,
+                    most_warps: device.warps,
+                    limit,
+                }
+            })
+            .collect()
     }
-}
-
-fn of(geometry: &Geometry) -> Vec<Occupancy> {
-    let threads = geometry.block.iter().fold(1u32, |product, &side| product.saturating_mul(side));
-    let warps = threads.div_ceil(32).max(1);
-    let shared = (geometry.shared + SHARED_SYSTEM).next_multiple_of(SHARED_UNIT);
-    KNOWN
-        .iter()
-        .map(|device| {
-            let by_registers = geometry.registers.filter(|&registers| registers > 0).map(|registers| {
-                let a_warp = (registers * 32).next_multiple_of(REGISTER_UNIT);
-                REGISTERS / 4 / a_warp * 4 / warps
-            });
-            let limits = [
-                (Limit::Threads, device.warps / warps),
-                (Limit::Blocks, device.blocks),
-                (Limit::Shared, (device.shared / shared) as u32),
-                (Limit::Registers, by_registers.unwrap_or(u32::MAX)),
-            ];
-            // Of equal ones the first, as it is the one that nothing can be done about.
-            let (limit, blocks) = limits.into_iter().min_by_key(|limit| limit.1).unwrap_or((Limit::Threads, 0));
-            Occupancy {
-                target: device.target.to_owned(),
-                blocks,
-                warps: blocks * warps,
-                most_warps: device.warps,
-                limit,
-            }
-        })
-        .collect()
 }

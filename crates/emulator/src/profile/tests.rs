@@ -72,7 +72,7 @@ fn geometry(threads: u32, shared: usize, registers: Option<u32>) -> Geometry {
 #[test]
 fn occupancy_by_each_limit() {
     let of = |threads, shared, registers| -> Vec<(u32, u32, Limit)> {
-        let all = occupancy::of(&geometry(threads, shared, registers));
+        let all = geometry(threads, shared, registers).occupancy();
         assert_eq!(
             all.iter().map(|of| of.target.as_str()).collect::<Vec<_>>(),
             ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]

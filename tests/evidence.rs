@@ -1,0 +1,63 @@
+//! What must be true of the kernels before anybody times them: no spills, main loops made of matrix or multiply-add
+//! instructions with asynchronous copies of 16 bytes, no bank conflicts, and no more traffic than their tiles need.
+#![cfg(feature = "cuda")]
+
+#[path = "../examples/kernels/emulated.rs"]
+#[allow(dead_code)]
+mod emulated;
+#[path = "../examples/kernels/sass.rs"]
+#[allow(dead_code)]
+mod sass;
+
+use emulator::loader::load;
+use emulator::options::Options;
+
+/// Where machine code is looked at. One PTX serves all of them.
+const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_90", "sm_100", "sm_120"];
+
+#[test]
+fn nothing_spills_and_main_loops_are_what_they_should_be() {
+    let nvcc = nvcc::locate().unwrap_or_else(|error| panic!("{error}"));
+    let mut loops = 0;
+    for architecture in ARCHITECTURES {
+        for (_, ptx) in prune_cuda::ptx() {
+            for kernel in sass::inspect(&nvcc, ptx, architecture).unwrap_or_else(|error| panic!("{error}")) {
+                let what = format!("{} on {architecture}", kernel.name);
+                assert_eq!(kernel.spills, 0, "{what} spills");
+                // The kernels of many operations: Hessian, products, the 2:4 product.
+                let is_product = kernel.count(&["HMMA"]) > 0;
+                if is_product && !kernel.name.ends_with("_any") {
+                    loops += 1;
+                    let length = kernel.loop_length();
+                    assert!(
+                        kernel.count(&["LDGSTS"]) > 0,
+                        "{what} copies nothing asynchronously: {:?}",
+                        kernel.main_loop
+                    );
+                    assert_eq!(
+                        kernel.count(&["LDGSTS"]),
+                        kernel.count(&["LDGSTS.BYPASS.128"]),
+                        "{what} has copies of less than 16 bytes"
+                    );
+                    // A matrix instruction keeps its unit busy for eight cycles, while four warps issue one instruction each
+                    // in every cycle: with a share of an eighth, issuing is what limits.
+                    assert!(kernel.count(&["HMMA"]) * 8 > length, "{what}: {:?}", kernel.main_loop);
+                }
+            }
+        }
+    }
+    assert!(loops > 0, "no main loop was found");
+}
+
+#[test]
+fn memory_is_used_as_it_should_be() {
+    let emulator = load(&Options::default()).unwrap_or_else(|error| panic!("{error}"));
+    for workload in emulated::WORKLOADS {
+        let counted = emulated::count(&emulator, workload).unwrap_or_else(|error| panic!("{error}"));
+        let what = format!("{} at {}", workload.kernel, workload.shape);
+        assert_eq!(counted.conflicts(), 0, "{what}: bank conflicts");
+        let ratio = counted.bytes() as f64 / counted.fewest_bytes as f64;
+        assert!((0.9..=1.1).contains(&ratio), "{what}: moves {:.0} % of the fewest bytes", 100.0 * ratio);
+        assert_eq!(counted.profile.local_bytes, [0, 0], "{what}: local memory");
+    }
+}
