@@ -1,0 +1,114 @@
+//! The cases, in the order of the data flow, at layers of OPT-125M, LLaMA-7B and OPT-175B.
+//!
+//! kernels/hessian_accumulate.cu
+
+use crate::case::{Case, Rate, Set};
+use crate::rivals::{Factor, Rivals};
+use cudarc::driver::CudaSlice;
+use half::f16;
+use prune_cuda::{Device, Error, Input, MatrixMut, MatrixRef, accumulate};
+use testkit::generate::Random;
+
+/// All cases; small ones for the emulated driver.
+pub(crate) fn all(small: bool) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let hessians = if small { vec![(96, 136)] } else { vec![(2048, 768), (2048, 4096), (2048, 12288), (2048, 49152)] };
+    for &(tokens, columns) in &hessians {
+        cases.push(hessian::<f16>("hessian_accumulate_f16", Rate::Tensor, tokens, columns));
+    }
+    for &(tokens, columns) in &hessians[..hessians.len().min(2)] {
+        cases.push(hessian::<f32>("hessian_accumulate_f32", Rate::Split, tokens, columns));
+    }
+    cases
+}
+
+/// Random numbers, quickly: a few thousand of them, again and again at a distance that no shape divides.
+fn numbers(seed: u64, count: usize) -> Vec<f32> {
+    const PERIOD: usize = 8191;
+    let mut random = Random::new(seed);
+    let some: Vec<f32> = (0..PERIOD).map(|_| random.normal() as f32).collect();
+    (0..count).map(|at| some[at % PERIOD]).collect()
+}
+
+struct Hessian<T> {
+    inputs: CudaSlice<T>,
+    hessian: CudaSlice<f32>,
+    host: Vec<f64>,
+    tokens: usize,
+    columns: usize,
+}
+
+fn hessian<T>(name: &'static str, rate: Rate, tokens: usize, columns: usize) -> Case
+where
+    T: Input + Factor + Number + 'static,
+{
+    let (t, c) = (tokens as f64, columns as f64);
+    let cost = (rate, t * c * c, t * c * size_of::<T>() as f64 + c * c * 2.0);
+    Case::new(name, format!("[{tokens}, {columns}]"), cost, move |device, seed| {
+        let inputs: Vec<T> = numbers(seed, tokens * columns).into_iter().map(T::of).collect();
+        Ok(Box::new(Hessian {
+            host: inputs.iter().map(|&value| value.exact()).collect(),
+            inputs: device.upload(&inputs)?,
+            hessian: device.zeros(columns * columns)?,
+            tokens,
+            columns,
+        }))
+    })
+}
+
+/// A number as f64, and from f32.
+trait Number: Copy {
+    fn of(value: f32) -> Self;
+    fn exact(self) -> f64;
+}
+
+impl Number for f16 {
+    fn of(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    fn exact(self) -> f64 {
+        self.into()
+    }
+}
+
+impl Number for f32 {
+    fn of(value: f32) -> Self {
+        value
+    }
+    fn exact(self) -> f64 {
+        self.into()
+    }
+}
+
+impl<T: Input + Factor + Number> Set for Hessian<T> {
+    fn run(&mut self, device: &Device) -> Result<(), Error> {
+        let Self { inputs, hessian, tokens, columns, .. } = self;
+        let inputs = MatrixRef::new(inputs.slice(..), *tokens, *columns)?;
+        accumulate(device, &inputs, &mut MatrixMut::new(hessian.slice_mut(..), *columns, *columns)?, 1.0, 0.0)
+    }
+
+    fn verify(&mut self, device: &Device) -> Result<(), String> {
+        let Self { host, tokens, columns, .. } = self;
+        let mut random = Random::new(1);
+        for _ in 0..64 {
+            let (i, j) = (random.below(*columns), random.below(*columns));
+            let (i, j) = (i.min(j), i.max(j));
+            let sum = |a: usize, b: usize| -> f64 {
+                (0..*tokens).map(|token| host[token * *columns + a] * host[token * *columns + b]).sum()
+            };
+            let want = sum(i, j);
+            let entry = self.hessian.slice(i * *columns + j..i * *columns + j + 1);
+            let got = device.download(&entry).map_err(|error| error.to_string())?[0];
+            let allowed = testkit::tolerance::hessian_split_tolerance(*tokens, sum(i, i), sum(j, j));
+            let off = (f64::from(got) - want).abs();
+            if off > allowed || off.is_nan() {
+                return Err(format!("entry ({i}, {j}) is {got}, not {want}; {allowed:e} would be allowed"));
+            }
+        }
+        Ok(())
+    }
+
+    fn run_rival(&mut self, device: &Device, rivals: &Rivals) -> Result<bool, Error> {
+        rivals.gram(device, &self.inputs, &mut self.hessian, self.tokens, self.columns)
+    }
+}
