@@ -24,3 +24,10 @@ constexpr unsigned FLAT_THREADS = 256;
 
 // Kernels of one thread block that reduce a vector.
 constexpr unsigned REDUCE_THREADS = 1024;
+
+// factor_block.cuh: a diagonal block with rows four banks apart, and the reciprocals of its diagonal.
+constexpr unsigned FACTOR_THREADS = 256;
+constexpr unsigned FACTOR_SHARED = 68096;
+
+// factor_save, factor_restore: squares that are turned in shared memory.
+constexpr unsigned SQUARE = 32;
