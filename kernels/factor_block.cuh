@@ -89,7 +89,8 @@ __device__ __forceinline__ void block_store_whole(const float* block, float* to,
         value.y = row <= column + 1 && column + 1 < size ? value.y : 0.0f;
         value.z = row <= column + 2 && column + 2 < size ? value.z : 0.0f;
         value.w = row <= column + 3 && column + 3 < size ? value.w : 0.0f;
-        *reinterpret_cast<float4*>(to + row * PANEL + column) = value;
+        // As one store, to L2, where the products on other multiprocessors read it.
+        __stcg(reinterpret_cast<float4*>(to + row * PANEL + column), value);
     }
 }
 
@@ -111,6 +112,13 @@ __device__ __forceinline__ void row_store(const float (&row)[SUB], float* to)
     }
 }
 
+// 1 / √value, to one rounding or two: the hardware's estimate is good to 22 bits, and a Newton step doubles that.
+__device__ __forceinline__ float inverse_root(float value)
+{
+    const float root = rsqrtf(value);
+    return fmaf(0.5f * root, fmaf(-value * root, root, 1.0f), root);
+}
+
 // One warp: the square that starts at `first` → its factor V, with Vᵀ below the diagonal, for `solve_above`.
 __device__ __forceinline__ void factor_square(float* block, float* reciprocals, unsigned first, BadPivot& bad)
 {
@@ -119,22 +127,21 @@ __device__ __forceinline__ void factor_square(float* block, float* reciprocals, 
     float row[SUB];
     row_load(row, square + lane * LINE);
     BadPivot own = {-1, 0.0f};
-    float reciprocal = 0.0f, pivot = __shfl_sync(~0u, row[SUB - 1], SUB - 1);
+    float pivot = __shfl_sync(~0u, row[SUB - 1], SUB - 1), root = inverse_root(pivot), reciprocal = 0.0f;
 #pragma unroll
     for (int j = SUB - 1; j >= 0; --j) {
         if (own.column < 0 && !(pivot > 0.0f && pivot <= 3.402823466e38f)) {
             own = {j, pivot};
         }
-        float root = rsqrtf(pivot);
-        root = fmaf(0.5f * root, fmaf(-pivot * root, root, 1.0f), root);
         reciprocal = lane == j ? root : reciprocal;
         const float value = row[j] * root;
         row[j] = value;
         if (j > 0) {
-            // The next pivot in every lane, from what it was before this step: one shuffle less in the chain. Lanes below the
-            // diagonal compute what nobody reads.
+            // The next pivot in every lane, from what it was before this step: one shuffle less in the chain. Its root is under way
+            // while the rest of the row is updated. Lanes below the diagonal compute what nobody reads.
             const float before = __shfl_sync(~0u, row[j - 1], j - 1), next = __shfl_sync(~0u, value, j - 1);
             pivot = fmaf(-next, next, before);
+            root = inverse_root(pivot);
             row[j - 1] = fmaf(-value, next, row[j - 1]);
 #pragma unroll
             for (int k = j - 2; k >= 0; --k) {
