@@ -379,3 +379,112 @@ __device__ __forceinline__ void block_invert(float* block, const float* reciproc
         invert_pairs<2 * SUB>(block);
     }
 }
+
+// C ← β · C + α · A · Bᵀ with a depth of one block at most, in tiles of ROWS × COLUMNS: a product that the next block waits for. Tiles
+// are a quarter of those of product.cuh, so that few of them still reach all multiprocessors, and everything that a tile reads is
+// under way at once. With TRIANGULAR, B is upper triangular. C may be A where COLUMNS are all columns: a thread block has read its
+// rows before it writes them.
+template <unsigned ROWS, unsigned COLUMNS, Region REGION, bool TRIANGULAR, bool ALIGNED>
+__device__ __forceinline__ void thin_product(const Product& product)
+{
+    static_assert(ROWS / SUB * (COLUMNS / SUB) * 2 == WARPS, "a warp takes half of a square");
+    static_assert(REGION == Region::Full || ROWS == COLUMNS, "tiles of a triangle are square");
+    constexpr unsigned STEP = ALIGNED ? 4 : 1;
+    extern __shared__ __align__(128) float operands[];
+    if (product.failed != nullptr && product.failed[blockIdx.z] != 0) {
+        return;
+    }
+    const uint2 at = REGION == Region::Upper ? tile_upper(blockIdx.x) : make_uint2(blockIdx.x, 0);
+    const unsigned from_row = at.x * ROWS, from_column = at.y * COLUMNS;
+    const float* const a = product.a.pointer + blockIdx.z * product.a.batch_stride;
+    const float* const b = product.b.pointer + blockIdx.z * product.b.batch_stride;
+    // Rows of A's tile, then of B's, a square's width at a time.
+#pragma unroll
+    for (unsigned first = 0; first < PANEL; first += SUB) {
+#pragma unroll 4
+        for (unsigned i = threadIdx.x; i < (ROWS + COLUMNS) * SUB / STEP; i += FACTOR_THREADS) {
+            const unsigned line = i / (SUB / STEP), depth = first + i % (SUB / STEP) * STEP;
+            const bool of_a = line < ROWS;
+            const unsigned row = of_a ? from_row + line : from_column + line - ROWS;
+            const unsigned left = row < (of_a ? product.rows : product.columns) && depth < product.depth ? min(product.depth - depth, STEP) : 0;
+            const float* const source = left == 0 ? a : of_a ? a + row * product.a.stride + depth : b + row * product.b.stride + depth;
+            const unsigned target = shared_address(operands + line * LINE + depth);
+            if constexpr (ALIGNED) {
+                copy_async_16(target, source, left * 4);
+            } else {
+                copy_async_4(target, source, left * 4);
+            }
+        }
+        copies_commit();
+    }
+
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, within = lane % 4;
+    // Warps w and w + 4 share a scheduler: where squares to the right take less, it gets one of the left and one of the right.
+    const unsigned number = TRIANGULAR && warp >= 4 ? 11 - warp : warp;
+    const unsigned square = number / 2, tile = number % 2 * 2;
+    const unsigned square_row = square / (COLUMNS / SUB), square_column = square % (COLUMNS / SUB);
+    float* const c = product.c.pointer + blockIdx.z * product.c.batch_stride;
+    const unsigned first_row = from_row + square_row * SUB, first_column = from_column + square_column * SUB;
+    const auto wanted = [&](unsigned row, unsigned column) {
+        return row < product.rows && column < product.columns && (REGION == Region::Full || row <= column);
+    };
+    // Of numbers (i, j, n) of the sums: where in C they go.
+    const auto row_of = [&](unsigned i, unsigned n) {
+        return first_row + i * 16 + n / 2 * 8 + fragment_row<Second::Transposed>(group);
+    };
+    const auto column_of = [&](unsigned j, unsigned n) {
+        return first_column + fragment_column<Second::Transposed>(tile + j, within * 2) + n % 2;
+    };
+
+    // What C was comes in while the operands do.
+    float old[2][2][4] = {}, sums[2][2][4] = {};
+#pragma unroll
+    for (unsigned e = 0; e < 16; ++e) {
+        const unsigned row = row_of(e / 8, e % 4), column = column_of(e / 4 % 2, e % 4);
+        if (product.beta != 0.0f && wanted(row, column)) {
+            old[e / 8][e / 4 % 2][e % 4] = product.beta * c[row * product.c.stride + column];
+        }
+    }
+    const float* const own_a = operands + square_row * SUB * LINE;
+    const float* const own_b = operands + (ROWS + square_column * SUB) * LINE;
+    const auto step = [&](unsigned first) {
+        __syncthreads();
+        if (!TRIANGULAR || first >= square_column * SUB) {
+            square_product<Second::Transposed>(sums, own_a + first, own_b + first, tile, SUB);
+        }
+    };
+    copies_wait<3>();
+    step(0);
+    copies_wait<2>();
+    step(SUB);
+    copies_wait<1>();
+    step(2 * SUB);
+    copies_wait<0>();
+    step(3 * SUB);
+#pragma unroll
+    for (unsigned e = 0; e < 16; e += 2) {
+        const unsigned i = e / 8, j = e / 4 % 2, n = e % 4, row = row_of(i, n), column = column_of(j, n);
+        const float2 value = make_float2(fmaf(product.alpha, sums[i][j][n], old[i][j][n]), fmaf(product.alpha, sums[i][j][n + 1], old[i][j][n + 1]));
+        float* const target = c + row * product.c.stride + column;
+        if (ALIGNED && wanted(row, column) && wanted(row, column + 1)) {
+            __stcg(reinterpret_cast<float2*>(target), value);
+            continue;
+        }
+        if (wanted(row, column)) {
+            target[0] = value.x;
+        }
+        if (wanted(row, column + 1)) {
+            target[1] = value.y;
+        }
+    }
+}
+
+#define THIN_PRODUCT(NAME, ROWS, COLUMNS, REGION, TRIANGULAR)                                                \
+    extern "C" __global__ void __launch_bounds__(FACTOR_THREADS, 2) NAME(const Product product)              \
+    {                                                                                                        \
+        thin_product<ROWS, COLUMNS, REGION, TRIANGULAR, true>(product);                                      \
+    }                                                                                                        \
+    extern "C" __global__ void __launch_bounds__(FACTOR_THREADS, 2) NAME##_any(const Product product)        \
+    {                                                                                                        \
+        thin_product<ROWS, COLUMNS, REGION, TRIANGULAR, false>(product);                                     \
+    }

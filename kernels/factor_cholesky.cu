@@ -23,8 +23,7 @@
 // H₁₁ ← H₁₁ − V₁₂·V₁₂ᵀ: both operands are rows of V.
 PRODUCT(factor_update_f32, Along::Depth, Along::Depth, Region::Upper)
 
-// H₁ ← H₁ − X₂·V₁₂ᵀ in a solve, and X ← H·U_kkᵀ at its end, which is in place: one tile is all columns of X, so a thread
-// block has read all of its rows before it writes.
+// H₁ ← H₁ − X₂·V₁₂ᵀ in a solve.
 PRODUCT(factor_solve_f32, Along::Depth, Along::Depth, Region::Full)
 
 extern "C" __global__ void __launch_bounds__(FLAT_THREADS) factor_update_sum_f32(const Product product)
@@ -36,6 +35,15 @@ extern "C" __global__ void __launch_bounds__(FLAT_THREADS) factor_solve_sum_f32(
 {
     product_sum<Region::Full>(product);
 }
+
+// V_b = H_b·U_kkᵀ in place, at the end of a solve: what every step of the recursion waits for, in tiles of few rows.
+THIN_PRODUCT(factor_divide_f32, SUB, PANEL, Region::Full, true)
+static_assert((SUB + PANEL) * LINE * sizeof(float) == FACTOR_DIVIDE_SHARED, "the launch gives as much");
+
+// H₁₁ ← H₁₁ − V_b·V_bᵀ for a single block b, in small tiles.
+THIN_PRODUCT(factor_subtract_f32, 2 * SUB, 2 * SUB, Region::Upper, false)
+static_assert(4 * SUB * LINE * sizeof(float) == FACTOR_SUBTRACT_SHARED, "the launch gives as much");
+static_assert(2 * SUB == FACTOR_SUBTRACT_TILE && SUB == FACTOR_DIVIDE_ROWS, "the launch covers the result");
 
 // H_kk → V_kk and U_kk of one block of every matrix.
 extern "C" __global__ void __launch_bounds__(FACTOR_THREADS) factor_block_f32(

@@ -5,7 +5,8 @@
 use crate::device::{Device, arguments, blocks};
 use crate::hessian::Prepared;
 use crate::module::{
-    Entry, FACTOR_CHOLESKY, FACTOR_INVERT, FACTOR_SHARED, FACTOR_THREADS, FLAT_THREADS, PANEL, SQUARE,
+    Entry, FACTOR_CHOLESKY, FACTOR_DIVIDE_ROWS, FACTOR_DIVIDE_SHARED, FACTOR_INVERT, FACTOR_SHARED,
+    FACTOR_SUBTRACT_SHARED, FACTOR_SUBTRACT_TILE, FACTOR_THREADS, FLAT_THREADS, PANEL, SQUARE,
 };
 use crate::product::{Entries, Operand, Product, Region};
 use crate::{Error, MatrixMut};
@@ -34,8 +35,22 @@ const RESTORE: Entry = Entry::new(&FACTOR_CHOLESKY, "factor_restore_f32", FLAT_T
 const BLOCK_INVERT: Entry = Entry::new(&FACTOR_INVERT, "factor_block_invert_f32", FACTOR_THREADS, FACTOR_SHARED);
 const BLOCK_PLACE: Entry = Entry::new(&FACTOR_INVERT, "factor_block_place_f32", FACTOR_THREADS, 0);
 
+/// For operands whose rows begin at multiples of 16 bytes, and for all.
+const DIVIDE: [Entry; 2] = [
+    Entry::new(&FACTOR_CHOLESKY, "factor_divide_f32", FACTOR_THREADS, FACTOR_DIVIDE_SHARED),
+    Entry::new(&FACTOR_CHOLESKY, "factor_divide_f32_any", FACTOR_THREADS, FACTOR_DIVIDE_SHARED),
+];
+const SUBTRACT: [Entry; 2] = [
+    Entry::new(&FACTOR_CHOLESKY, "factor_subtract_f32", FACTOR_THREADS, FACTOR_SUBTRACT_SHARED),
+    Entry::new(&FACTOR_CHOLESKY, "factor_subtract_f32_any", FACTOR_THREADS, FACTOR_SUBTRACT_SHARED),
+];
+
 /// Columns of a block.
 const WIDTH: usize = PANEL as usize;
+
+/// Up to this many blocks are factored one by one, with products as deep as one block: what they read stays in L2, and each
+/// step is three launches, all of them short.
+const ONE_BY_ONE: usize = 8;
 
 /// How often [`factor_damped`] raises the damping tenfold before a Hessian is given up.
 pub const RAISES: u32 = 3;
@@ -157,32 +172,38 @@ impl Batch<'_> {
         unsafe { Product { a, b, c, rows, columns, depth, batch, failed, alpha, beta }.launch(self.device, entries) }
     }
 
+    /// The products of which a thread block computes little.
+    ///
+    /// # Safety
+    /// As [`Product::launch`].
+    unsafe fn thin(&self, entries: &[Entry; 2], tiles: u64, product: Product) -> Result<(), Error> {
+        let [aligned, any] = entries;
+        let Product { a, b, c, .. } = product;
+        let entry = if [a, b, c].into_iter().all(Operand::is_aligned) { aligned } else { any };
+        let parameters = product.parameters(0, 1);
+        // SAFETY: the kernel's only argument, and the caller's promise about what it points to.
+        unsafe { self.device.launch(entry, (blocks(tiles, 1)?, 1, self.batch as u32), arguments![parameters]) }
+    }
+
     /// H → V of the blocks in `range`, given that all columns after them are done.
     ///
     /// # Safety
     /// All addresses are memory of the device, as large as the shapes say, that lives until the work is done; `pivots` likewise,
     /// f32 `[batch]`.
     unsafe fn factor(&self, range: Range<usize>, pivots: u64) -> Result<(), Error> {
-        if range.len() == 1 {
-            let block = range.start;
-            let h = self.at(block, block);
-            let inverse = self.inverse(block);
-            let (first, size) = ((block * WIDTH) as u32, self.columns(&range) as u32);
-            // SAFETY: the arguments of the kernel, and the caller's promise.
-            return unsafe {
-                let arguments = arguments![
-                    h.address,
-                    inverse.address,
-                    self.failed,
-                    pivots,
-                    h.stride,
-                    h.batch_stride,
-                    inverse.batch_stride,
-                    first,
-                    size
-                ];
-                self.device.launch(&BLOCK, (self.batch as u32, 1, 1), arguments)
-            };
+        if range.len() <= ONE_BY_ONE {
+            for block in range.clone().rev() {
+                let head = range.start..block;
+                // SAFETY: the caller's promise.
+                unsafe {
+                    self.factor_block(block, pivots)?;
+                    if !head.is_empty() {
+                        self.divide(&head, block)?;
+                        self.subtract(&head, block)?;
+                    }
+                }
+            }
+            return Ok(());
         }
         let (head, tail) = halves(&range);
         let right = self.at(head.start, tail.start);
@@ -196,16 +217,77 @@ impl Batch<'_> {
         }
     }
 
+    /// H_kk → V_kk, U_kk of one block.
+    ///
+    /// # Safety
+    /// As [`Batch::factor`].
+    unsafe fn factor_block(&self, block: usize, pivots: u64) -> Result<(), Error> {
+        let (h, inverse) = (self.at(block, block), self.inverse(block));
+        let (first, size) = ((block * WIDTH) as u32, self.columns(&(block..block + 1)) as u32);
+        // SAFETY: the arguments of the kernel, and the caller's promise.
+        unsafe {
+            let arguments = arguments![
+                h.address,
+                inverse.address,
+                self.failed,
+                pivots,
+                h.stride,
+                h.batch_stride,
+                inverse.batch_stride,
+                first,
+                size
+            ];
+            self.device.launch(&BLOCK, (self.batch as u32, 1, 1), arguments)
+        }
+    }
+
+    /// X ← X·U_kkᵀ for X the blocks [rows, block].
+    ///
+    /// # Safety
+    /// As [`Batch::factor`].
+    unsafe fn divide(&self, rows: &Range<usize>, block: usize) -> Result<(), Error> {
+        let (x, inverse, batch, failed) = (self.at(rows.start, block), self.inverse(block), self.batch, self.failed);
+        let (rows, width) = (self.columns(rows), self.columns(&(block..block + 1)));
+        let tiles = rows.div_ceil(FACTOR_DIVIDE_ROWS as usize) as u64;
+        let product = Product {
+            a: x,
+            b: inverse,
+            c: x,
+            rows,
+            columns: width,
+            depth: width,
+            batch,
+            failed,
+            alpha: 1.0,
+            beta: 0.0,
+        };
+        // SAFETY: the caller's promise. X is its own result: a thread block reads its rows wholly before it writes them, and no
+        // other's.
+        unsafe { self.thin(&DIVIDE, tiles, product) }
+    }
+
+    /// H[head, head] −= V[head, block]·V[head, block]ᵀ.
+    ///
+    /// # Safety
+    /// As [`Batch::factor`].
+    unsafe fn subtract(&self, head: &Range<usize>, block: usize) -> Result<(), Error> {
+        let (v, h) = (self.at(head.start, block), self.at(head.start, head.start));
+        let (rows, depth) = (self.columns(head), self.columns(&(block..block + 1)));
+        let (batch, failed) = (self.batch, self.failed);
+        let across = rows.div_ceil(FACTOR_SUBTRACT_TILE as usize) as u64;
+        let product = Product { a: v, b: v, c: h, rows, columns: rows, depth, batch, failed, alpha: -1.0, beta: 1.0 };
+        // SAFETY: the caller's promise; the block lies after the head.
+        unsafe { self.thin(&SUBTRACT, across * (across + 1) / 2, product) }
+    }
+
     /// The solution X of X · V[range, range]ᵀ = H[rows, range], in its place.
     ///
     /// # Safety
     /// As [`Batch::factor`].
     unsafe fn solve(&self, rows: &Range<usize>, range: Range<usize>) -> Result<(), Error> {
         if range.len() == 1 {
-            let (x, inverse) = (self.at(rows.start, range.start), self.inverse(range.start));
-            // SAFETY: the caller's promise. X is its own result: with a single tile of columns, the thread block that writes
-            // a tile is the only one to read it; so short a depth is not split.
-            return unsafe { self.product(&SOLVE, [x, x, inverse], rows, &range, &range, 1.0, 0.0) };
+            // SAFETY: the caller's promise.
+            return unsafe { self.divide(rows, range.start) };
         }
         let (head, tail) = halves(&range);
         let [target, x, v] =
