@@ -438,11 +438,20 @@ __device__ __forceinline__ void thin_product(const Product& product)
 
     // What C was comes in while the operands do.
     float old[2][2][4] = {}, sums[2][2][4] = {};
+    if (product.beta != 0.0f) {
 #pragma unroll
-    for (unsigned e = 0; e < 16; ++e) {
-        const unsigned row = row_of(e / 8, e % 4), column = column_of(e / 4 % 2, e % 4);
-        if (product.beta != 0.0f && wanted(row, column)) {
-            old[e / 8][e / 4 % 2][e % 4] = product.beta * c[row * product.c.stride + column];
+        for (unsigned e = 0; e < 16; e += 2) {
+            const unsigned i = e / 8, j = e / 4 % 2, n = e % 4, row = row_of(i, n), column = column_of(j, n);
+            const float* const source = c + row * product.c.stride + column;
+            float2 value = make_float2(0.0f, 0.0f);
+            if (ALIGNED && wanted(row, column) && wanted(row, column + 1)) {
+                value = __ldcg(reinterpret_cast<const float2*>(source));
+            } else {
+                value.x = wanted(row, column) ? source[0] : 0.0f;
+                value.y = wanted(row, column + 1) ? source[1] : 0.0f;
+            }
+            old[i][j][n] = product.beta * value.x;
+            old[i][j][n + 1] = product.beta * value.y;
         }
     }
     const float* const own_a = operands + square_row * SUB * LINE;
