@@ -394,7 +394,8 @@ __device__ __forceinline__ void thin_product(const Product& product)
     if (product.failed != nullptr && product.failed[blockIdx.z] != 0) {
         return;
     }
-    const uint2 at = REGION == Region::Upper ? tile_upper(blockIdx.x) : make_uint2(blockIdx.x, 0);
+    const unsigned tile_rows = divide_up(product.rows, ROWS);
+    const uint2 at = REGION == Region::Upper ? tile_upper(blockIdx.x) : make_uint2(blockIdx.x % tile_rows, blockIdx.x / tile_rows);
     const unsigned from_row = at.x * ROWS, from_column = at.y * COLUMNS;
     const float* const a = product.a.pointer + blockIdx.z * product.a.batch_stride;
     const float* const b = product.b.pointer + blockIdx.z * product.b.batch_stride;

@@ -42,6 +42,9 @@ static_assert((SUB + PANEL) * LINE * sizeof(float) == FACTOR_DIVIDE_SHARED, "the
 
 // H₁₁ ← H₁₁ − V_b·V_bᵀ for a single block b, in small tiles.
 THIN_PRODUCT(factor_subtract_f32, 2 * SUB, 2 * SUB, Region::Upper, false)
+
+// H₁ ← H₁ − X_b·V_bᵀ for a single block b in a solve, likewise.
+THIN_PRODUCT(factor_solve_thin_f32, 2 * SUB, 2 * SUB, Region::Full, false)
 static_assert(4 * SUB * LINE * sizeof(float) == FACTOR_SUBTRACT_SHARED, "the launch gives as much");
 static_assert(2 * SUB == FACTOR_SUBTRACT_TILE && SUB == FACTOR_DIVIDE_ROWS, "the launch covers the result");
 

@@ -44,6 +44,10 @@ const SUBTRACT: [Entry; 2] = [
     Entry::new(&FACTOR_CHOLESKY, "factor_subtract_f32", FACTOR_THREADS, FACTOR_SUBTRACT_SHARED),
     Entry::new(&FACTOR_CHOLESKY, "factor_subtract_f32_any", FACTOR_THREADS, FACTOR_SUBTRACT_SHARED),
 ];
+const SOLVE_THIN: [Entry; 2] = [
+    Entry::new(&FACTOR_CHOLESKY, "factor_solve_thin_f32", FACTOR_THREADS, FACTOR_SUBTRACT_SHARED),
+    Entry::new(&FACTOR_CHOLESKY, "factor_solve_thin_f32_any", FACTOR_THREADS, FACTOR_SUBTRACT_SHARED),
+];
 
 /// Columns of a block.
 const WIDTH: usize = PANEL as usize;
@@ -296,7 +300,16 @@ impl Batch<'_> {
         // the range.
         unsafe {
             self.solve(rows, tail.clone())?;
-            self.product(&SOLVE, [target, x, v], rows, &head, &tail, -1.0, 1.0)?;
+            if tail.len() > 1 {
+                self.product(&SOLVE, [target, x, v], rows, &head, &tail, -1.0, 1.0)?;
+            } else {
+                let [rows, columns, depth] = [rows, &head, &tail].map(|range| self.columns(range));
+                let (batch, failed) = (self.batch, self.failed);
+                let across = |count: usize| count.div_ceil(FACTOR_SUBTRACT_TILE as usize) as u64;
+                let product =
+                    Product { a: x, b: v, c: target, rows, columns, depth, batch, failed, alpha: -1.0, beta: 1.0 };
+                self.thin(&SOLVE_THIN, across(rows) * across(columns), product)?;
+            }
             self.solve(rows, head)
         }
     }
