@@ -170,19 +170,26 @@ fn factors_and_inverses_are_what_they_are_called() {
     });
 }
 
-/// With a last block that is not whole; rows at multiples of 16 bytes, and not. More than eight blocks are split in halves, which
-/// an even more ordinary matrix shows as well: the factor alone is enough.
+/// With a last block that is not whole; rows at multiples of 16 bytes, and not. Many blocks are split in halves: that path is
+/// taken by a batch of which two matrices fail.
 #[test]
 fn large_matrices_have_them_too() {
     on_fast_device(|device| {
         let n = 1300;
         let hessian: Vec<f32> = (0..n * n).map(|at: usize| 1.0 / (1 + (at / n).abs_diff(at % n)) as f32).collect();
-        let mut matrices = Matrices::new(device, std::slice::from_ref(&hessian), n, n);
-        let mut failed = device.zeros::<i32>(1).expect("memory");
-        let factored = factor(device, &mut matrices.matrix(), 1, &mut failed).expect("factors");
-        let v = &matrices.download(device)[0];
+        let mut bad = hessian.clone();
+        bad[1290 * n + 1290] = -1.0;
+        let mut matrices = Matrices::new(device, &[bad.clone(), hessian.clone(), bad], n, n);
+        let mut failed = device.zeros::<i32>(3).expect("memory");
+        let factored = factor(device, &mut matrices.matrix(), 3, &mut failed).expect("factors");
+        let found = failures(device, &failed, &factored).expect("a copy");
+        let found: Vec<_> = found.iter().map(|failure| (failure.matrix, failure.column)).collect();
+        assert_eq!(found, [(0, 1290), (2, 1290)]);
+        let v = &matrices.download(device)[1];
+        let inverses = device.download(&factored.inverses).expect("a copy");
+        let each = inverses.len() / 3;
         check_factor("n = 1300", v, &hessian, n);
-        check_blocks("n = 1300", &device.download(&factored.inverses).expect("a copy"), v, n);
+        check_blocks("n = 1300", &inverses[each..2 * each], v, n);
         check(device, "n = 1000", &[rounded(&positive_definite(1, 1000, 1e4))], 1000, 1000);
     });
     on_device(|device| check(device, "n = 400 every 401", &[scaled(3, 400)], 400, 401));
