@@ -24,3 +24,10 @@ constexpr unsigned FLAT_THREADS = 256;
 
 // Kernels of one thread block that reduce a vector.
 constexpr unsigned REDUCE_THREADS = 1024;
+
+// prune_sweep: a tile of W̃ of this many rows, U_b in two stages, and the pivots: two thread blocks fit on a multiprocessor
+// of an A100. Groups of 32 columns need stages twice as high.
+constexpr unsigned SWEEP_ROWS = 128;
+constexpr unsigned SWEEP_THREADS = 128;
+constexpr unsigned SWEEP_SHARED = 82432;
+constexpr unsigned SWEEP_SHARED_WIDE = 98816;

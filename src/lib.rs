@@ -25,6 +25,8 @@ mod matrix;
 mod module;
 #[cfg(feature = "cuda")]
 mod product;
+#[cfg(feature = "cuda")]
+mod sweep;
 
 #[cfg(feature = "cuda")]
 pub use device::Device;
@@ -34,3 +36,5 @@ pub use error::Error;
 pub use hessian::{Input, Prepared, Summary, accumulate, prepare};
 #[cfg(feature = "cuda")]
 pub use matrix::{MatrixMut, MatrixRef};
+#[cfg(feature = "cuda")]
+pub use sweep::{Block, Grid, Stays, Swept, WIDEST_GROUP, sweep};
