@@ -31,3 +31,8 @@ constexpr unsigned SWEEP_ROWS = 128;
 constexpr unsigned SWEEP_THREADS = 128;
 constexpr unsigned SWEEP_SHARED = 82432;
 constexpr unsigned SWEEP_SHARED_WIDE = 98816;
+
+// prune_select: a histogram of 2^11 bins fits into one thread block's hands, eight bins a thread.
+constexpr unsigned SELECT_THREADS = 256;
+constexpr unsigned SELECT_BINS = 2048;
+constexpr unsigned SELECT_PASSES = 3;

@@ -26,6 +26,8 @@ mod module;
 #[cfg(feature = "cuda")]
 mod product;
 #[cfg(feature = "cuda")]
+mod select;
+#[cfg(feature = "cuda")]
 mod sweep;
 
 #[cfg(feature = "cuda")]
@@ -36,5 +38,7 @@ pub use error::Error;
 pub use hessian::{Input, Prepared, Summary, accumulate, prepare};
 #[cfg(feature = "cuda")]
 pub use matrix::{MatrixMut, MatrixRef};
+#[cfg(feature = "cuda")]
+pub use select::{PASSES, Score, Selector, Shards, apply};
 #[cfg(feature = "cuda")]
 pub use sweep::{Block, Grid, Stays, Swept, WIDEST_GROUP, sweep};
