@@ -36,3 +36,6 @@ constexpr unsigned SWEEP_SHARED_WIDE = 98816;
 constexpr unsigned SELECT_THREADS = 256;
 constexpr unsigned SELECT_BINS = 2048;
 constexpr unsigned SELECT_PASSES = 3;
+
+// prune_trailing: the inverse of one panel, its triangle in f64.
+constexpr unsigned INVERT_SHARED = 66048;

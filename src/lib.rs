@@ -29,6 +29,8 @@ mod product;
 mod select;
 #[cfg(feature = "cuda")]
 mod sweep;
+#[cfg(feature = "cuda")]
+mod trailing;
 
 #[cfg(feature = "cuda")]
 pub use device::Device;
@@ -42,3 +44,5 @@ pub use matrix::{MatrixMut, MatrixRef};
 pub use select::{PASSES, Score, Selector, Shards, apply};
 #[cfg(feature = "cuda")]
 pub use sweep::{Block, Grid, Stays, Swept, WIDEST_GROUP, sweep};
+#[cfg(feature = "cuda")]
+pub use trailing::{bring_errors, clear_columns, invert_panels, push_errors};
