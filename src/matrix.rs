@@ -162,7 +162,11 @@ fn elements(
     columns: &Range<usize>,
 ) -> Result<Range<usize>, Error> {
     if rows.start > rows.end || rows.end > all_rows || columns.start > columns.end || columns.end > all_columns {
-        return Err(Error::shape("a part of a matrix", format!("rows {rows:?}, columns {columns:?}"), format!("within {shape}")));
+        return Err(Error::shape(
+            "a part of a matrix",
+            format!("rows {rows:?}, columns {columns:?}"),
+            format!("within {shape}"),
+        ));
     }
     if rows.is_empty() || columns.is_empty() {
         return Ok(0..0);
