@@ -37,3 +37,17 @@ constexpr unsigned FACTOR_SUBTRACT_SHARED = 67584;
 
 // factor_save, factor_restore: squares that are turned in shared memory.
 constexpr unsigned SQUARE = 32;
+// prune_sweep: a tile of W̃ of this many rows, U_b in two stages, and the pivots: two thread blocks fit on a multiprocessor
+// of an A100. Groups of 32 columns need stages twice as high.
+constexpr unsigned SWEEP_ROWS = 128;
+constexpr unsigned SWEEP_THREADS = 128;
+constexpr unsigned SWEEP_SHARED = 82432;
+constexpr unsigned SWEEP_SHARED_WIDE = 98816;
+
+// prune_select: a histogram of 2^11 bins fits into one thread block's hands, eight bins a thread.
+constexpr unsigned SELECT_THREADS = 256;
+constexpr unsigned SELECT_BINS = 2048;
+constexpr unsigned SELECT_PASSES = 3;
+
+// prune_trailing: the inverse of one panel, its triangle in f64.
+constexpr unsigned INVERT_SHARED = 66048;

@@ -27,6 +27,12 @@ mod matrix;
 mod module;
 #[cfg(feature = "cuda")]
 mod product;
+#[cfg(feature = "cuda")]
+mod select;
+#[cfg(feature = "cuda")]
+mod sweep;
+#[cfg(feature = "cuda")]
+mod trailing;
 
 #[cfg(feature = "cuda")]
 pub use device::Device;
@@ -40,3 +46,8 @@ pub use hessian::{Input, Prepared, Summary, accumulate, prepare};
 pub use matrix::{MatrixMut, MatrixRef};
 #[cfg(feature = "cuda")]
 pub use module::ptx;
+pub use select::{PASSES, Score, Selector, Shards, apply};
+#[cfg(feature = "cuda")]
+pub use sweep::{Block, Grid, Stays, Swept, WIDEST_GROUP, sweep};
+#[cfg(feature = "cuda")]
+pub use trailing::{bring_errors, clear_columns, invert_panels, push_errors};

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use cudarc::driver::{CudaView, CudaViewMut};
+use std::ops::Range;
 
 /// A matrix [rows, columns] in device memory, row-major, that is only read.
 #[derive(Debug)]
@@ -112,4 +113,63 @@ impl<'a, T> MatrixMut<'a, T> {
     pub(crate) fn shape(&self) -> String {
         format!("[{}, {}]", self.rows, self.columns)
     }
+}
+
+impl<'a, T> MatrixRef<'a, T> {
+    /// Some columns of all rows.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are no such columns.
+    pub fn columns_at(&self, columns: Range<usize>) -> Result<MatrixRef<'_, T>, Error> {
+        self.part(0..self.rows, columns)
+    }
+
+    /// Some columns of some rows.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are no such rows and columns.
+    pub fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Result<MatrixRef<'_, T>, Error> {
+        let elements = elements(self.shape(), (self.rows, self.columns, self.stride), &rows, &columns)?;
+        MatrixRef::with_stride(self.data.slice(elements), rows.len(), columns.len(), self.stride)
+    }
+}
+
+impl<'a, T> MatrixMut<'a, T> {
+    /// The same matrix, to be read.
+    ///
+    /// # Errors
+    /// None: it is a matrix already.
+    pub fn as_ref(&self) -> Result<MatrixRef<'_, T>, Error> {
+        MatrixRef::with_stride(self.data.slice(..), self.rows, self.columns, self.stride)
+    }
+
+    /// Some columns of all rows.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are no such columns.
+    pub fn columns_at(&mut self, columns: Range<usize>) -> Result<MatrixMut<'_, T>, Error> {
+        let rows = 0..self.rows;
+        let elements = elements(self.shape(), (self.rows, self.columns, self.stride), &rows, &columns)?;
+        MatrixMut::with_stride(self.data.slice_mut(elements), self.rows, columns.len(), self.stride)
+    }
+}
+
+/// The elements from the first to the last of a part of a matrix.
+fn elements(
+    shape: String,
+    (all_rows, all_columns, stride): (usize, usize, usize),
+    rows: &Range<usize>,
+    columns: &Range<usize>,
+) -> Result<Range<usize>, Error> {
+    if rows.start > rows.end || rows.end > all_rows || columns.start > columns.end || columns.end > all_columns {
+        return Err(Error::shape(
+            "a part of a matrix",
+            format!("rows {rows:?}, columns {columns:?}"),
+            format!("within {shape}"),
+        ));
+    }
+    if rows.is_empty() || columns.is_empty() {
+        return Ok(0..0);
+    }
+    Ok(rows.start * stride + columns.start..(rows.end - 1) * stride + columns.end)
 }

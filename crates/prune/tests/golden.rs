@@ -3,7 +3,7 @@
 
 mod audit;
 
-use audit::{Problem, assert_same_answer, audit, audit_factor};
+use audit::{Problem, Solve, assert_same_answer, audit, audit_factor};
 use testkit::golden::prune_cases;
 
 #[test]

@@ -4,7 +4,7 @@
 mod audit;
 mod given;
 
-use audit::{Problem, Solved, assert_same_answer, audit, audit_factor};
+use audit::{Problem, Solve, Solved, assert_same_answer, audit, audit_factor};
 use given::given_hessian;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;

@@ -2,7 +2,7 @@
 
 mod audit;
 
-use audit::{Problem, assert_same_answer, audit, audit_factor};
+use audit::{Problem, Solve, assert_same_answer, audit, audit_factor};
 use linalg::MatrixRef;
 use prune::{ColumnNorms, Error, Pattern, Weight, magnitude, run_shards, share, wanda};
 use reference::{Matrix, Selection, Settings, hessian, prune as solve_exactly};

@@ -3,6 +3,7 @@
 //! Everything here is for tests, where a missing or malformed file is a mistake of the repository: these functions
 //! panic with the path and the reason instead of returning errors.
 
+pub mod audit;
 pub mod compare;
 pub mod generate;
 pub mod golden;

@@ -82,6 +82,12 @@ pub fn sweep_tolerance(columns: usize) -> f64 {
     2.0 * gamma(columns + 4, UNIT_F32)
 }
 
+/// [`sweep_tolerance`] where the products that bring the errors of earlier panels are made of numbers split into two of tf32
+/// ([`split_gemm_tolerance`]): Δ·V takes 3m + 13 roundings, the product with U_b 3w + 13, the sweep at most w + 3.
+pub fn sweep_split_tolerance(columns: usize) -> f64 {
+    2.0 * gamma(3 * columns + 32, UNIT_F32)
+}
+
 /// How far an f32 solution may lie from the exact one. A weight q_j of row r may be off by this times
 /// `‖e_r‖ · √[H⁻¹]_jj`, and a loss by twice this share of itself:
 ///
