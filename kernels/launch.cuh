@@ -24,3 +24,23 @@ constexpr unsigned FLAT_THREADS = 256;
 
 // Kernels of one thread block that reduce a vector.
 constexpr unsigned REDUCE_THREADS = 1024;
+
+// pack_bitmask: a warp for each row; of the values that it multiplies, blocks of 512 bytes are under way.
+constexpr unsigned PACK_THREADS = 256;
+constexpr unsigned BITMASK_BLOCK = 512;
+constexpr unsigned BITMASK_DEPTH = 4;
+constexpr unsigned BITMASK_MOST_VECTORS = 8;
+
+// pack_two_four: sizes of the packed form are multiples of 64 in both directions. Tiles of the product are 256 rows by 128
+// tokens, or 64 by 32 where tokens are few.
+constexpr unsigned TWO_FOUR_PAD = 64;
+constexpr unsigned TWO_FOUR_ROWS = 256;
+constexpr unsigned TWO_FOUR_TOKENS = 128;
+constexpr unsigned TWO_FOUR_STAGES = 3;
+constexpr unsigned TWO_FOUR_THREADS = 256;
+constexpr unsigned TWO_FOUR_SHARED = 98304;
+constexpr unsigned TWO_FOUR_NARROW_ROWS = 64;
+constexpr unsigned TWO_FOUR_NARROW_TOKENS = 32;
+constexpr unsigned TWO_FOUR_NARROW_STAGES = 8;
+constexpr unsigned TWO_FOUR_NARROW_THREADS = 64;
+constexpr unsigned TWO_FOUR_NARROW_SHARED = 65536;

@@ -24,6 +24,8 @@ mod matrix;
 #[cfg(feature = "cuda")]
 mod module;
 #[cfg(feature = "cuda")]
+mod pack;
+#[cfg(feature = "cuda")]
 mod product;
 
 #[cfg(feature = "cuda")]
@@ -34,3 +36,8 @@ pub use error::Error;
 pub use hessian::{Input, Prepared, Summary, accumulate, prepare};
 #[cfg(feature = "cuda")]
 pub use matrix::{MatrixMut, MatrixRef};
+#[cfg(feature = "cuda")]
+pub use pack::{
+    Bitmask, Element, TwoFour, TwoFourInput, TwoFourOutput, multiply_bitmask, multiply_two_four, pack_bitmask,
+    pack_two_four, unpack_bitmask, unpack_two_four,
+};

@@ -1,0 +1,468 @@
+// A pruned weight as a bitmask and the values that it keeps; back again; and its product with a few vectors.
+//
+//   bits[r][j / 32] >> j % 32 & 1 = 1 where (r, j) is kept;   values = (Q_rj kept, row by row, in order of columns)
+//   offsets[r] = kept before row r;                           y_r = Σ_j kept Q_rj · x_j
+//
+// Dimensions: Q [rows, columns], bits u32 [rows, ⌈columns / 32⌉], offsets u64 [rows + 1], values [offsets[rows]],
+//             x [1 to 8, columns], y [1 to 8, rows]. Q of 16 or 32 bits a number: only products look at what they mean.
+// Launch:     a warp for each row, PACK_THREADS; pack_bitmask_offsets: one thread block of REDUCE_THREADS. Products:
+//             BITMASK_DEPTH · BITMASK_BLOCK bytes of static shared memory a warp.
+// Requires:   bits that are zero beyond the columns, as all that this file writes. Products: x with rows that begin at
+//             multiples of 8 bytes, or the entry `…_any`, one vector at a time, for every other stride.
+// Oracle:     the dense matrix with what is dropped set to zero, bit by bit; for products reference::Matrix::times
+// Tolerance:  packing none. Products: γ(columns) · Σ|Q_rj·x_j| and one rounding of y, in any order of sums
+//             (testkit::tolerance::{gemm_tolerance, stored_tolerance}); 16-bit products are exact.
+//
+// Bytes of a product with one vector, of which it is made: a 16-bit weight takes 2·d + 1/8 for each of rows · columns at
+// density d where the dense one takes 2: 9/16 of the time at one half, as long as memory is the limit (f32: 17/32).
+// An A100 streams 13 bytes a cycle and multiprocessor, so 128 columns of a row, 144 bytes, may take 11 cycles, or 44
+// instructions of its four schedulers; the inner loop has about 32 of them.
+
+#include "common.cuh"
+
+namespace {
+
+constexpr unsigned WORD = 32;
+
+__device__ __forceinline__ unsigned own_row()
+{
+    return (blockIdx.x * PACK_THREADS + threadIdx.x) / 32;
+}
+
+// Σ over the lanes before this one.
+__device__ __forceinline__ unsigned sum_before(unsigned value, unsigned lane)
+{
+    unsigned sum = value;
+#pragma unroll
+    for (unsigned distance = 1; distance < 32; distance *= 2) {
+        const unsigned other = __shfl_up_sync(~0u, sum, distance);
+        sum += lane >= distance ? other : 0;
+    }
+    return sum - value;
+}
+
+// Whether a number is neither 0 nor −0: in every format these are zero behind the sign.
+template <class Bits>
+__device__ __forceinline__ bool is_something(Bits bits)
+{
+    return static_cast<Bits>(bits << 1) != 0;
+}
+
+template <class Bits>
+__device__ __forceinline__ void find(
+    const Bits* weight, unsigned* bits, unsigned* counts, unsigned long long stride, unsigned rows, unsigned columns)
+{
+    // As many reads are under way at one time; eight words are a sector.
+    constexpr unsigned WORDS = 8;
+    const unsigned row = own_row(), lane = threadIdx.x % 32, words = divide_up(columns, WORD);
+    if (row >= rows) {
+        return;
+    }
+    const Bits* const own = weight + row * stride;
+    unsigned* const own_bits = bits + static_cast<unsigned long long>(row) * words;
+    unsigned count = 0;
+    for (unsigned first = 0; first < words; first += WORDS) {
+        Bits numbers[WORDS];
+#pragma unroll
+        for (unsigned i = 0; i < WORDS; ++i) {
+            const unsigned column = (first + i) * WORD + lane;
+            numbers[i] = column < columns ? own[column] : Bits(0);
+        }
+        unsigned word = 0;
+#pragma unroll
+        for (unsigned i = 0; i < WORDS; ++i) {
+            const unsigned ballot = __ballot_sync(~0u, is_something(numbers[i]));
+            word = lane == i ? ballot : word;
+        }
+        if (lane < WORDS && first + lane < words) {
+            own_bits[first + lane] = word;
+        }
+        count += __popc(word);
+    }
+    count = __reduce_add_sync(~0u, count);
+    if (lane == 0) {
+        counts[row] = count;
+    }
+}
+
+// Calls `each(column, kept, position)` for every column of whole words: a lane a column, and where in `values` it is.
+template <class Each>
+__device__ __forceinline__ void walk(
+    const unsigned* bits, const unsigned long long* offsets, unsigned row, unsigned columns, const Each& each)
+{
+    const unsigned lane = threadIdx.x % 32, words = divide_up(columns, WORD);
+    const unsigned* const own = bits + static_cast<unsigned long long>(row) * words;
+    unsigned long long at = offsets[row];
+    for (unsigned first = 0; first < words; first += 32) {
+        const unsigned mine = first + lane < words ? own[first + lane] : 0;
+        const unsigned count = __popc(mine), before = sum_before(count, lane);
+        const unsigned end = min(words - first, 32u);
+#pragma unroll 8
+        for (unsigned i = 0; i < end; ++i) {
+            const unsigned word = __shfl_sync(~0u, mine, i), start = __shfl_sync(~0u, before, i);
+            each((first + i) * WORD + lane, (word >> lane & 1) != 0, at + start + __popc(word & ((1u << lane) - 1)));
+        }
+        at += __shfl_sync(~0u, before + count, 31);
+    }
+}
+
+template <class Bits>
+__device__ __forceinline__ void collect(
+    const Bits* weight,
+    const unsigned* bits,
+    const unsigned long long* offsets,
+    Bits* values,
+    unsigned long long stride,
+    unsigned rows,
+    unsigned columns)
+{
+    const unsigned row = own_row();
+    if (row >= rows) {
+        return;
+    }
+    const Bits* const own = weight + row * stride;
+    walk(bits, offsets, row, columns, [&](unsigned column, bool kept, unsigned long long position) {
+        if (kept) {
+            values[position] = own[column];
+        }
+    });
+}
+
+template <class Bits>
+__device__ __forceinline__ void spread(
+    const unsigned* bits,
+    const unsigned long long* offsets,
+    const Bits* values,
+    Bits* weight,
+    unsigned long long stride,
+    unsigned rows,
+    unsigned columns)
+{
+    const unsigned row = own_row();
+    if (row >= rows) {
+        return;
+    }
+    Bits* const own = weight + row * stride;
+    walk(bits, offsets, row, columns, [&](unsigned column, bool kept, unsigned long long position) {
+        if (column < columns) {
+            own[column] = kept ? values[position] : Bits(0);
+        }
+    });
+}
+
+__device__ __forceinline__ float to_float(float value)
+{
+    return value;
+}
+
+__device__ __forceinline__ float to_float(__half value)
+{
+    return __half2float(value);
+}
+
+__device__ __forceinline__ float to_float(__nv_bfloat16 value)
+{
+    return __bfloat162float(value);
+}
+
+template <class T>
+__device__ __forceinline__ T from_float(float value);
+
+template <>
+__device__ __forceinline__ float from_float(float value)
+{
+    return value;
+}
+
+template <>
+__device__ __forceinline__ __half from_float(float value)
+{
+    return __float2half_rn(value);
+}
+
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float(float value)
+{
+    return __float2bfloat16_rn(value);
+}
+
+// A lane takes 8 bytes of columns at a time: four of 16 bits, or two of 32. Its first value is as many behind the warp's
+// as bits are set before its own. Lanes thus read from shared memory a stretch without gaps, of 128 bytes where half of
+// the columns are kept: no bank twice, and never more than two times.
+//
+// Values come through a ring of BITMASK_DEPTH blocks in shared memory, filled by 16-byte copies that do not know of bits.
+// A block has as many values as a chunk has columns, so that
+//   - a chunk reads from the block in which it begins and from the next one, and
+//   - the block in which the next chunk begins is at most one further: one copy a chunk, which may be of nothing, keeps
+//     BITMASK_DEPTH blocks from there on under way or arrived.
+// The later of the two blocks was thus copied at least BITMASK_DEPTH − 2 chunks ago.
+template <class T, unsigned VECTORS, bool ALIGNED>
+__device__ __forceinline__ void multiply(
+    const unsigned* bits,
+    const unsigned long long* offsets,
+    const T* values,
+    const T* inputs,
+    T* outputs,
+    unsigned long long input_stride,
+    unsigned long long output_stride,
+    unsigned rows,
+    unsigned columns,
+    unsigned vectors)
+{
+    constexpr unsigned EACH = 8 / sizeof(T);                 // columns of a lane in a step
+    constexpr unsigned STEP = 32 * EACH, STEP_WORDS = EACH;  // of the warp
+    constexpr unsigned BLOCK = BITMASK_BLOCK / sizeof(T);
+    constexpr unsigned CHUNK_WORDS = BLOCK / WORD;
+    constexpr unsigned WARPS = PACK_THREADS / 32;
+    static_assert(BLOCK % STEP == 0 && BITMASK_BLOCK == 32 * 16, "a lane copies 16 bytes of a block");
+    static_assert(BITMASK_DEPTH >= 3 && (BITMASK_DEPTH & (BITMASK_DEPTH - 1)) == 0, "positions wrap by a mask");
+
+    __shared__ __align__(16) T rings[WARPS][BITMASK_DEPTH * BLOCK];
+    const unsigned row = own_row(), lane = threadIdx.x % 32, words = divide_up(columns, WORD);
+    if (row >= rows) {
+        return;
+    }
+    T* const ring = rings[threadIdx.x / 32];
+    const unsigned* const own = bits + static_cast<unsigned long long>(row) * words;
+    // Copies begin at multiples of 16 bytes: what lies there of the row before is not looked at.
+    const unsigned long long begin = offsets[row], end = offsets[row + 1];
+    const unsigned skipped = begin % (16 / sizeof(T));
+    const T* const source = values + (begin - skipped);
+    const unsigned count = skipped + static_cast<unsigned>(end - begin);
+    const unsigned blocks = divide_up(count, BLOCK);
+
+    unsigned issued = 0;
+    const auto fetch = [&] {
+        if (issued < blocks) {
+            const unsigned first = issued * BLOCK + lane * (16 / sizeof(T));
+            const unsigned left = first < count ? min(count - first, static_cast<unsigned>(16 / sizeof(T))) : 0;
+            copy_async_16(
+                shared_address(ring + first % (BITMASK_DEPTH * BLOCK)), left > 0 ? source + first : source, left * sizeof(T));
+            ++issued;
+        }
+    };
+    for (unsigned block = 0; block < BITMASK_DEPTH; ++block) {
+        fetch();
+        copies_commit();
+    }
+
+    float sums[VECTORS] = {};
+    unsigned at = skipped;
+    unsigned next = lane < words ? own[lane] : 0;
+    for (unsigned first = 0; first < words; first += 32) {
+        const unsigned mine = next;
+        next = first + 32 + lane < words ? own[first + 32 + lane] : 0;
+        const unsigned mine_count = __popc(mine), start = at + sum_before(mine_count, lane);
+        at = __shfl_sync(~0u, start + mine_count, 31);
+        for (unsigned chunk = 0; chunk < 32 && first + chunk < words; chunk += CHUNK_WORDS) {
+            copies_wait<BITMASK_DEPTH - 2>();
+            __syncwarp();
+#pragma unroll
+            for (unsigned step = 0; step < BLOCK / STEP; ++step) {
+                const unsigned from = chunk + step * STEP_WORDS + lane * EACH / WORD, shift = lane * EACH % WORD;
+                const unsigned word = __shfl_sync(~0u, mine, from);
+                const unsigned position = __shfl_sync(~0u, start, from) + __popc(word & ((1u << shift) - 1));
+                const unsigned column = (first + chunk + step * STEP_WORDS) * WORD + lane * EACH;
+
+                float x[VECTORS][EACH];
+#pragma unroll
+                for (unsigned v = 0; v < VECTORS; ++v) {
+                    const T* const vector = inputs + v * input_stride;
+                    // Guards are only for the last step: a vector that does not exist is taken to have no columns.
+                    const unsigned left = column < columns && v < vectors ? min(columns - column, EACH) : 0;
+                    if (ALIGNED && left == EACH) {
+                        const uint2 raw = __ldg(reinterpret_cast<const uint2*>(vector + column));
+                        T numbers[EACH];
+                        memcpy(numbers, &raw, sizeof raw);
+#pragma unroll
+                        for (unsigned i = 0; i < EACH; ++i) {
+                            x[v][i] = to_float(numbers[i]);
+                        }
+                    } else {
+#pragma unroll
+                        for (unsigned i = 0; i < EACH; ++i) {
+                            x[v][i] = i < left ? to_float(vector[column + i]) : 0.0f;
+                        }
+                    }
+                }
+                unsigned taken = 0;
+#pragma unroll
+                for (unsigned i = 0; i < EACH; ++i) {
+                    if (word >> (shift + i) & 1) {
+                        const float value = to_float(ring[(position + taken) % (BITMASK_DEPTH * BLOCK)]);
+#pragma unroll
+                        for (unsigned v = 0; v < VECTORS; ++v) {
+                            sums[v] = fmaf(value, x[v][i], sums[v]);
+                        }
+                        ++taken;
+                    }
+                }
+            }
+            // All lanes have read what the next copy writes over.
+            __syncwarp();
+            const unsigned after = chunk + CHUNK_WORDS < 32 ? __shfl_sync(~0u, start, chunk + CHUNK_WORDS) : at;
+            if (issued < after / BLOCK + BITMASK_DEPTH) {
+                fetch();
+            }
+            copies_commit();
+        }
+    }
+    copies_wait<0>();
+
+#pragma unroll
+    for (unsigned v = 0; v < VECTORS; ++v) {
+#pragma unroll
+        for (unsigned distance = 16; distance > 0; distance /= 2) {
+            sums[v] += __shfl_xor_sync(~0u, sums[v], distance);
+        }
+        if (lane == 0 && v < vectors) {
+            outputs[v * output_stride + row] = from_float<T>(sums[v]);
+        }
+    }
+}
+
+}  // namespace
+
+// What is not zero is kept.
+#define PACK(BITS, TYPE)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(PACK_THREADS) pack_bitmask_find_##BITS(                                  \
+        const TYPE* __restrict__ weight,        /* [rows, columns] row-major, a row every stride */                       \
+        unsigned* __restrict__ bits,            /* u32 [rows, columns / 32 up], out */                                    \
+        unsigned* __restrict__ counts,          /* u32 [rows], out: how many are kept */                                  \
+        unsigned long long stride,                                                                                        \
+        unsigned rows,                                                                                                    \
+        unsigned columns)                                                                                                 \
+    {                                                                                                                     \
+        find<TYPE>(weight, bits, counts, stride, rows, columns);                                                          \
+    }                                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(PACK_THREADS) pack_bitmask_values_##BITS(                                \
+        const TYPE* __restrict__ weight,        /* [rows, columns] row-major, a row every stride */                       \
+        const unsigned* __restrict__ bits,      /* u32 [rows, columns / 32 up] */                                         \
+        const unsigned long long* offsets,      /* u64 [rows + 1] */                                                      \
+        TYPE* __restrict__ values,              /* [offsets[rows]], out */                                                \
+        unsigned long long stride,                                                                                        \
+        unsigned rows,                                                                                                    \
+        unsigned columns)                                                                                                 \
+    {                                                                                                                     \
+        collect<TYPE>(weight, bits, offsets, values, stride, rows, columns);                                              \
+    }                                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(PACK_THREADS) pack_bitmask_unpack_##BITS(                                \
+        const unsigned* __restrict__ bits,      /* u32 [rows, columns / 32 up] */                                         \
+        const unsigned long long* offsets,      /* u64 [rows + 1] */                                                      \
+        const TYPE* __restrict__ values,        /* [offsets[rows]] */                                                     \
+        TYPE* __restrict__ weight,              /* [rows, columns] row-major, a row every stride, out */                  \
+        unsigned long long stride,                                                                                        \
+        unsigned rows,                                                                                                    \
+        unsigned columns)                                                                                                 \
+    {                                                                                                                     \
+        spread<TYPE>(bits, offsets, values, weight, stride, rows, columns);                                               \
+    }
+
+PACK(16, unsigned short)
+PACK(32, unsigned)
+
+// What a mask keeps is kept, be it zero.
+extern "C" __global__ void __launch_bounds__(PACK_THREADS) pack_bitmask_keep(
+    const unsigned* __restrict__ keep,         // u32 [rows, columns / 32 up] row-major, a row every stride
+    unsigned* __restrict__ bits,               // u32 [rows, columns / 32 up], out: the same, zero beyond the columns
+    unsigned* __restrict__ counts,             // u32 [rows], out: how many are kept
+    unsigned long long stride,
+    unsigned rows,
+    unsigned columns)
+{
+    const unsigned row = own_row(), lane = threadIdx.x % 32, words = divide_up(columns, WORD);
+    if (row >= rows) {
+        return;
+    }
+    const unsigned* const own = keep + row * stride;
+    unsigned* const own_bits = bits + static_cast<unsigned long long>(row) * words;
+    unsigned count = 0;
+    for (unsigned at = lane; at < words; at += 32) {
+        const unsigned left = columns - at * WORD;
+        const unsigned word = own[at] & (left < WORD ? (1u << left) - 1 : ~0u);
+        own_bits[at] = word;
+        count += __popc(word);
+    }
+    count = __reduce_add_sync(~0u, count);
+    if (lane == 0) {
+        counts[row] = count;
+    }
+}
+
+// offsets[r] = Σ counts before r. One thread block: a sum over rows, of which there are some ten thousands.
+extern "C" __global__ void __launch_bounds__(REDUCE_THREADS) pack_bitmask_offsets(
+    const unsigned* __restrict__ counts,       // u32 [rows]
+    unsigned long long* __restrict__ offsets,  // u64 [rows + 1], out
+    unsigned rows)
+{
+    constexpr unsigned EACH = 8;
+    __shared__ unsigned long long totals[REDUCE_THREADS / 32];
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    unsigned long long at = 0;
+    for (unsigned first = 0; first < rows; first += EACH * REDUCE_THREADS) {
+        unsigned own[EACH];
+        unsigned long long sum = 0;
+#pragma unroll
+        for (unsigned i = 0; i < EACH; ++i) {
+            const unsigned row = first + threadIdx.x * EACH + i;
+            own[i] = row < rows ? counts[row] : 0;
+            sum += own[i];
+        }
+        unsigned long long until = sum;
+#pragma unroll
+        for (unsigned distance = 1; distance < 32; distance *= 2) {
+            const unsigned long long other = __shfl_up_sync(~0u, until, distance);
+            until += lane >= distance ? other : 0;
+        }
+        if (lane == 31) {
+            totals[warp] = until;
+        }
+        __syncthreads();
+        unsigned long long before = at + until - sum;
+        for (unsigned other = 0; other < REDUCE_THREADS / 32; ++other) {
+            before += other < warp ? totals[other] : 0;
+            at += totals[other];
+        }
+#pragma unroll
+        for (unsigned i = 0; i < EACH; ++i) {
+            const unsigned row = first + threadIdx.x * EACH + i;
+            if (row < rows) {
+                offsets[row] = before;
+            }
+            before += own[i];
+        }
+        // Nobody writes totals of the next turn while they are read.
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        offsets[rows] = at;
+    }
+}
+
+#define MULTIPLY(NAME, TYPE, VECTORS, ALIGNED)                                                                            \
+    extern "C" __global__ void __launch_bounds__(PACK_THREADS, 2) NAME(                                                   \
+        const unsigned* __restrict__ bits,      /* u32 [rows, columns / 32 up] */                                         \
+        const unsigned long long* offsets,      /* u64 [rows + 1] */                                                      \
+        const TYPE* __restrict__ values,        /* [offsets[rows]], at a multiple of 16 bytes */                          \
+        const TYPE* __restrict__ inputs,        /* [vectors, columns] row-major, a row every input_stride */              \
+        TYPE* __restrict__ outputs,             /* [vectors, rows] row-major, a row every output_stride, out */           \
+        unsigned long long input_stride,                                                                                  \
+        unsigned long long output_stride,                                                                                 \
+        unsigned rows,                                                                                                    \
+        unsigned columns,                                                                                                 \
+        unsigned vectors)                       /* at most as many as the name says */                                    \
+    {                                                                                                                     \
+        multiply<TYPE, VECTORS, ALIGNED>(                                                                                 \
+            bits, offsets, values, inputs, outputs, input_stride, output_stride, rows, columns, vectors);                 \
+    }
+
+#define MULTIPLY_ALL(NAME, TYPE)             \
+    MULTIPLY(NAME##_x1, TYPE, 1, true)       \
+    MULTIPLY(NAME##_x2, TYPE, 2, true)       \
+    MULTIPLY(NAME##_x4, TYPE, 4, true)       \
+    MULTIPLY(NAME##_x8, TYPE, 8, true)       \
+    MULTIPLY(NAME##_any, TYPE, 1, false)
+
+MULTIPLY_ALL(pack_bitmask_multiply_f16, __half)
+MULTIPLY_ALL(pack_bitmask_multiply_bf16, __nv_bfloat16)
+MULTIPLY_ALL(pack_bitmask_multiply_f32, float)
