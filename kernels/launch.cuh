@@ -25,9 +25,9 @@ constexpr unsigned FLAT_THREADS = 256;
 // Kernels of one thread block that reduce a vector.
 constexpr unsigned REDUCE_THREADS = 1024;
 
-// pack_bitmask: a warp for each row; of the values that it multiplies, blocks of 512 bytes are under way.
+// pack_bitmask: a warp for each row; of the values that it multiplies, blocks of 1024 bytes are under way.
 constexpr unsigned PACK_THREADS = 256;
-constexpr unsigned BITMASK_BLOCK = 512;
+constexpr unsigned BITMASK_BLOCK = 1024;
 constexpr unsigned BITMASK_DEPTH = 4;
 constexpr unsigned BITMASK_MOST_VECTORS = 8;
 

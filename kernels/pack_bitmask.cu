@@ -41,6 +41,11 @@ __device__ __forceinline__ unsigned sum_before(unsigned value, unsigned lane)
     return sum - value;
 }
 
+template <bool VALUE>
+struct Constant {
+    static constexpr bool value = VALUE;
+};
+
 // Whether a number is neither 0 nor −0: in every format these are zero behind the sign.
 template <class Bits>
 __device__ __forceinline__ bool is_something(Bits bits)
@@ -150,19 +155,76 @@ __device__ __forceinline__ void spread(
     });
 }
 
-__device__ __forceinline__ float to_float(float value)
+// The number at `address` in shared memory, which then moves on, or nothing of any meaning if `kept` is zero. As a predicate:
+// branches would wait for one load after the other.
+template <class T>
+__device__ __forceinline__ float take(unsigned& address, unsigned kept);
+
+template <>
+__device__ __forceinline__ float take<float>(unsigned& address, unsigned kept)
 {
+    float value;
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p ld.shared.f32 %0, [%1]; @p add.u32 %1, %1, 4; }"
+                 : "=f"(value), "+r"(address)
+                 : "r"(kept)
+                 : "memory");
     return value;
 }
 
-__device__ __forceinline__ float to_float(__half value)
+template <>
+__device__ __forceinline__ float take<__half>(unsigned& address, unsigned kept)
 {
-    return __half2float(value);
+    float value;
+    asm volatile("{ .reg .pred p; .reg .b16 h; setp.ne.u32 p, %2, 0; @p ld.shared.b16 h, [%1]; @p add.u32 %1, %1, 2; "
+                 "cvt.f32.f16 %0, h; }"
+                 : "=f"(value), "+r"(address)
+                 : "r"(kept)
+                 : "memory");
+    return value;
 }
 
-__device__ __forceinline__ float to_float(__nv_bfloat16 value)
+template <>
+__device__ __forceinline__ float take<__nv_bfloat16>(unsigned& address, unsigned kept)
 {
-    return __bfloat162float(value);
+    unsigned value;
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p ld.shared.u16 %0, [%1]; @p add.u32 %1, %1, 2; }"
+                 : "=r"(value), "+r"(address)
+                 : "r"(kept)
+                 : "memory");
+    return __uint_as_float(value << 16);
+}
+
+// sum += a · b, unless `kept` is zero.
+__device__ __forceinline__ void multiply_add_if(float& sum, float a, float b, unsigned kept)
+{
+    asm("{ .reg .pred p; setp.ne.u32 p, %3, 0; @p fma.rn.f32 %0, %1, %2, %0; }" : "+f"(sum) : "f"(a), "f"(b), "r"(kept));
+}
+
+// 8 bytes of columns as floats.
+__device__ __forceinline__ void widen(float (&to)[2], uint2 from, float)
+{
+    to[0] = __uint_as_float(from.x);
+    to[1] = __uint_as_float(from.y);
+}
+
+__device__ __forceinline__ void widen(float (&to)[4], uint2 from, __half)
+{
+    const unsigned words[2] = {from.x, from.y};
+#pragma unroll
+    for (unsigned i = 0; i < 2; ++i) {
+        __half2 pair;
+        memcpy(&pair, &words[i], sizeof pair);
+        to[2 * i] = __low2float(pair);
+        to[2 * i + 1] = __high2float(pair);
+    }
+}
+
+__device__ __forceinline__ void widen(float (&to)[4], uint2 from, __nv_bfloat16)
+{
+    to[0] = __uint_as_float(from.x << 16);
+    to[1] = __uint_as_float(from.x & 0xFFFF0000);
+    to[2] = __uint_as_float(from.y << 16);
+    to[3] = __uint_as_float(from.y & 0xFFFF0000);
 }
 
 template <class T>
@@ -188,14 +250,15 @@ __device__ __forceinline__ __nv_bfloat16 from_float(float value)
 
 // A lane takes 8 bytes of columns at a time: four of 16 bits, or two of 32. Its first value is as many behind the warp's
 // as bits are set before its own. Lanes thus read from shared memory a stretch without gaps, of 128 bytes where half of
-// the columns are kept: no bank twice, and never more than two times.
+// the columns are kept: no bank twice but where more are kept, and never more than two times.
 //
 // Values come through a ring of BITMASK_DEPTH blocks in shared memory, filled by 16-byte copies that do not know of bits.
 // A block has as many values as a chunk has columns, so that
 //   - a chunk reads from the block in which it begins and from the next one, and
 //   - the block in which the next chunk begins is at most one further: one copy a chunk, which may be of nothing, keeps
 //     BITMASK_DEPTH blocks from there on under way or arrived.
-// The later of the two blocks was thus copied at least BITMASK_DEPTH − 2 chunks ago.
+// The later of the two blocks was thus copied at least BITMASK_DEPTH − 2 chunks ago. Behind the ring stands a copy of its
+// first 16 bytes, so that a lane's values have consecutive addresses.
 template <class T, unsigned VECTORS, bool ALIGNED>
 __device__ __forceinline__ void multiply(
     const unsigned* bits,
@@ -211,34 +274,53 @@ __device__ __forceinline__ void multiply(
 {
     constexpr unsigned EACH = 8 / sizeof(T);                 // columns of a lane in a step
     constexpr unsigned STEP = 32 * EACH, STEP_WORDS = EACH;  // of the warp
-    constexpr unsigned BLOCK = BITMASK_BLOCK / sizeof(T);
-    constexpr unsigned CHUNK_WORDS = BLOCK / WORD;
+    constexpr unsigned BLOCK = BITMASK_BLOCK / sizeof(T), CHUNK_WORDS = BLOCK / WORD;
+    constexpr unsigned COPY = 16 / sizeof(T), COPIES = BITMASK_BLOCK / (32 * 16);
+    constexpr unsigned RING = BITMASK_DEPTH * BITMASK_BLOCK; // bytes
     constexpr unsigned WARPS = PACK_THREADS / 32;
-    static_assert(BLOCK % STEP == 0 && BITMASK_BLOCK == 32 * 16, "a lane copies 16 bytes of a block");
+    static_assert(BLOCK % STEP == 0 && 32 % CHUNK_WORDS == 0 && COPIES > 0);
     static_assert(BITMASK_DEPTH >= 3 && (BITMASK_DEPTH & (BITMASK_DEPTH - 1)) == 0, "positions wrap by a mask");
 
-    __shared__ __align__(16) T rings[WARPS][BITMASK_DEPTH * BLOCK];
+    __shared__ __align__(16) unsigned char rings[WARPS][RING + 16];
     const unsigned row = own_row(), lane = threadIdx.x % 32, words = divide_up(columns, WORD);
     if (row >= rows) {
         return;
     }
-    T* const ring = rings[threadIdx.x / 32];
+    unsigned ring = shared_address(rings[threadIdx.x / 32]);
+    // Kept in a register, where the compiler would compute it anew for each step.
+    asm volatile("" : "+r"(ring));
     const unsigned* const own = bits + static_cast<unsigned long long>(row) * words;
     // Copies begin at multiples of 16 bytes: what lies there of the row before is not looked at.
     const unsigned long long begin = offsets[row], end = offsets[row + 1];
-    const unsigned skipped = begin % (16 / sizeof(T));
-    const T* const source = values + (begin - skipped);
-    const unsigned count = skipped + static_cast<unsigned>(end - begin);
-    const unsigned blocks = divide_up(count, BLOCK);
+    const unsigned skipped = begin % COPY;
+    const unsigned count = skipped + static_cast<unsigned>(end - begin), blocks = divide_up(count, BLOCK);
+    const T* source = values + (begin - skipped) + lane * COPY;
 
     unsigned issued = 0;
     const auto fetch = [&] {
         if (issued < blocks) {
-            const unsigned first = issued * BLOCK + lane * (16 / sizeof(T));
-            const unsigned left = first < count ? min(count - first, static_cast<unsigned>(16 / sizeof(T))) : 0;
-            copy_async_16(
-                shared_address(ring + first % (BITMASK_DEPTH * BLOCK)), left > 0 ? source + first : source, left * sizeof(T));
-            ++issued;
+            const unsigned to = ring + issued % BITMASK_DEPTH * BITMASK_BLOCK + lane * 16;
+            const bool first = issued % BITMASK_DEPTH == 0 && lane == 0;
+            if (++issued < blocks) {
+#pragma unroll
+                for (unsigned i = 0; i < COPIES; ++i) {
+                    copy_async_16(to + i * 32 * 16, source + i * 32 * COPY, 16);
+                }
+                if (first) {
+                    copy_async_16(ring + RING, source, 16);
+                }
+            } else {
+#pragma unroll
+                for (unsigned i = 0; i < COPIES; ++i) {
+                    const unsigned at = (issued - 1) * BLOCK + (i * 32 + lane) * COPY;
+                    const unsigned left = at < count ? min(count - at, COPY) : 0;
+                    copy_async_16(to + i * 32 * 16, left > 0 ? source + i * 32 * COPY : values, left * sizeof(T));
+                    if (first && i == 0) {
+                        copy_async_16(ring + RING, left > 0 ? source : values, left * sizeof(T));
+                    }
+                }
+            }
+            source += BLOCK;
         }
     };
     for (unsigned block = 0; block < BITMASK_DEPTH; ++block) {
@@ -246,62 +328,74 @@ __device__ __forceinline__ void multiply(
         copies_commit();
     }
 
+    const unsigned shift = lane * EACH % WORD, before = (1u << shift) - 1;
     float sums[VECTORS] = {};
-    unsigned at = skipped;
+    // One chunk: those of the last batch of words may reach beyond the columns, and are guarded.
+    const auto chunk = [&](auto whole, unsigned first, unsigned word_first, unsigned mine, unsigned start) {
+        const unsigned column_first = first * WORD + lane * EACH;
+        const T* const inputs_first = inputs + column_first;
+#pragma unroll(VECTORS > 2 ? 1 : 2)
+        for (unsigned step = 0; step < BLOCK / STEP; ++step) {
+            const unsigned column = column_first + step * STEP;
+            float x[VECTORS][EACH];
+#pragma unroll
+            for (unsigned v = 0; v < VECTORS; ++v) {
+                // A vector that does not exist is the first one again.
+                const T* const vector = inputs_first + (v < vectors ? v * input_stride : 0) + step * STEP;
+                if (ALIGNED && (decltype(whole)::value || column + EACH <= columns)) {
+                    widen(x[v], __ldg(reinterpret_cast<const uint2*>(vector)), T());
+                } else {
+                    T numbers[EACH];
+#pragma unroll
+                    for (unsigned i = 0; i < EACH; ++i) {
+                        numbers[i] = column + i < columns ? vector[i] : T(0.0f);
+                    }
+                    uint2 raw;
+                    memcpy(&raw, numbers, sizeof raw);
+                    widen(x[v], raw, T());
+                }
+            }
+            const unsigned from = word_first + step * STEP_WORDS + lane * EACH / WORD;
+            const unsigned word = __shfl_sync(~0u, mine, from);
+            const unsigned position = __shfl_sync(~0u, start, from) + __popc(word & before) * sizeof(T);
+            unsigned address = ring + position % RING;
+            const unsigned kept = word >> shift;
+            float taken[EACH];
+#pragma unroll
+            for (unsigned i = 0; i < EACH; ++i) {
+                taken[i] = take<T>(address, kept & 1u << i);
+            }
+#pragma unroll
+            for (unsigned i = 0; i < EACH; ++i) {
+#pragma unroll
+                for (unsigned v = 0; v < VECTORS; ++v) {
+                    multiply_add_if(sums[v], taken[i], x[v][i], kept & 1u << i);
+                }
+            }
+        }
+    };
+
+    // Positions within the row's values are counted in bytes from here on.
+    unsigned at = skipped * sizeof(T);
     unsigned next = lane < words ? own[lane] : 0;
     for (unsigned first = 0; first < words; first += 32) {
         const unsigned mine = next;
         next = first + 32 + lane < words ? own[first + 32 + lane] : 0;
-        const unsigned mine_count = __popc(mine), start = at + sum_before(mine_count, lane);
-        at = __shfl_sync(~0u, start + mine_count, 31);
-        for (unsigned chunk = 0; chunk < 32 && first + chunk < words; chunk += CHUNK_WORDS) {
+        const unsigned own_bytes = __popc(mine) * sizeof(T), start = at + sum_before(own_bytes, lane);
+        at = __shfl_sync(~0u, start + own_bytes, 31);
+#pragma unroll 1
+        for (unsigned word_first = 0; word_first < 32 && first + word_first < words; word_first += CHUNK_WORDS) {
             copies_wait<BITMASK_DEPTH - 2>();
             __syncwarp();
-#pragma unroll
-            for (unsigned step = 0; step < BLOCK / STEP; ++step) {
-                const unsigned from = chunk + step * STEP_WORDS + lane * EACH / WORD, shift = lane * EACH % WORD;
-                const unsigned word = __shfl_sync(~0u, mine, from);
-                const unsigned position = __shfl_sync(~0u, start, from) + __popc(word & ((1u << shift) - 1));
-                const unsigned column = (first + chunk + step * STEP_WORDS) * WORD + lane * EACH;
-
-                float x[VECTORS][EACH];
-#pragma unroll
-                for (unsigned v = 0; v < VECTORS; ++v) {
-                    const T* const vector = inputs + v * input_stride;
-                    // Guards are only for the last step: a vector that does not exist is taken to have no columns.
-                    const unsigned left = column < columns && v < vectors ? min(columns - column, EACH) : 0;
-                    if (ALIGNED && left == EACH) {
-                        const uint2 raw = __ldg(reinterpret_cast<const uint2*>(vector + column));
-                        T numbers[EACH];
-                        memcpy(numbers, &raw, sizeof raw);
-#pragma unroll
-                        for (unsigned i = 0; i < EACH; ++i) {
-                            x[v][i] = to_float(numbers[i]);
-                        }
-                    } else {
-#pragma unroll
-                        for (unsigned i = 0; i < EACH; ++i) {
-                            x[v][i] = i < left ? to_float(vector[column + i]) : 0.0f;
-                        }
-                    }
-                }
-                unsigned taken = 0;
-#pragma unroll
-                for (unsigned i = 0; i < EACH; ++i) {
-                    if (word >> (shift + i) & 1) {
-                        const float value = to_float(ring[(position + taken) % (BITMASK_DEPTH * BLOCK)]);
-#pragma unroll
-                        for (unsigned v = 0; v < VECTORS; ++v) {
-                            sums[v] = fmaf(value, x[v][i], sums[v]);
-                        }
-                        ++taken;
-                    }
-                }
+            if ((first + word_first + CHUNK_WORDS) * WORD <= columns) {
+                chunk(Constant<true>(), first + word_first, word_first, mine, start);
+            } else {
+                chunk(Constant<false>(), first + word_first, word_first, mine, start);
             }
             // All lanes have read what the next copy writes over.
             __syncwarp();
-            const unsigned after = chunk + CHUNK_WORDS < 32 ? __shfl_sync(~0u, start, chunk + CHUNK_WORDS) : at;
-            if (issued < after / BLOCK + BITMASK_DEPTH) {
+            const unsigned after = word_first + CHUNK_WORDS < 32 ? __shfl_sync(~0u, start, word_first + CHUNK_WORDS) : at;
+            if (issued < after / BITMASK_BLOCK + BITMASK_DEPTH) {
                 fetch();
             }
             copies_commit();
@@ -440,7 +534,7 @@ extern "C" __global__ void __launch_bounds__(REDUCE_THREADS) pack_bitmask_offset
 }
 
 #define MULTIPLY(NAME, TYPE, VECTORS, ALIGNED)                                                                            \
-    extern "C" __global__ void __launch_bounds__(PACK_THREADS, 2) NAME(                                                   \
+    extern "C" __global__ void __launch_bounds__(PACK_THREADS, VECTORS > 2 ? 2 : 4) NAME(                                 \
         const unsigned* __restrict__ bits,      /* u32 [rows, columns / 32 up] */                                         \
         const unsigned long long* offsets,      /* u64 [rows + 1] */                                                      \
         const TYPE* __restrict__ values,        /* [offsets[rows]], at a multiple of 16 bytes */                          \
