@@ -330,35 +330,79 @@ __device__ __forceinline__ void multiply(
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const unsigned warp_row = warp / 2 * PAD, warp_token = warp % 2 * S::WARP_TOKENS;
 
-    const auto fetch = [&](unsigned slab) {
-        const unsigned stage = shared + slab % S::STAGES * S::STAGE_BYTES;
-        constexpr unsigned VALUES_LINE = PAD / 2 / CHUNK, INPUTS_LINE = PAD / CHUNK;
+    // A thread copies one chunk of every so many rows and tokens. Slabs follow each other: addresses move on, as integers,
+    // since those of rows and tokens that do not exist are computed too, though never read.
+    constexpr unsigned VALUES_LINE = PAD / 2 / CHUNK, INPUTS_LINE = PAD / CHUNK;
+    constexpr unsigned VALUES_STEP = S::THREADS / VALUES_LINE, INPUTS_STEP = S::THREADS / INPUTS_LINE;
+    const unsigned own_row = threadIdx.x / VALUES_LINE, values_chunk = threadIdx.x % VALUES_LINE;
+    const unsigned own_token = threadIdx.x / INPUTS_LINE, inputs_chunk = threadIdx.x % INPUTS_LINE;
+    const unsigned long long values_stride = slabs * (PAD / 2 * 2ull);
+    unsigned long long values_next =
+        reinterpret_cast<unsigned long long>(values) + (from_row + own_row) * values_stride + values_chunk * 16;
+    unsigned long long inputs_next =
+        reinterpret_cast<unsigned long long>(inputs) + ((from_token + own_token) * input_stride + inputs_chunk * CHUNK) * 2;
+    // Steps keep the swizzles: only the place of the first chunk is computed.
+    static_assert(VALUES_STEP % 8 == 0 && INPUTS_STEP % 8 == 0);
+    const unsigned values_to = values_at(own_row, values_chunk);
+    const unsigned inputs_to = S::VALUES_BYTES + inputs_at(own_token, inputs_chunk);
+    const bool inside = from_row + S::ROWS <= padded_rows && from_token + S::TOKENS <= tokens;
+    unsigned fetched = 0, to_stage = 0;
+
+    const auto fetch = [&] {
+        if (fetched < slabs) {
+            const unsigned column = fetched * PAD + inputs_chunk * CHUNK;
+            if (ALIGNED && inside && (fetched + 1) * PAD <= columns) {
+                // Most slabs. Copies of a size that is computed take six instructions each.
 #pragma unroll
-        for (unsigned i = 0; i < S::ROWS * VALUES_LINE / S::THREADS; ++i) {
-            const unsigned row = (i * S::THREADS + threadIdx.x) / VALUES_LINE, chunk = (i * S::THREADS + threadIdx.x) % VALUES_LINE;
-            const bool exists = from_row + row < padded_rows;
-            const unsigned long long at =
-                (static_cast<unsigned long long>(from_row + row) * slabs + slab) * (PAD / 2) + chunk * CHUNK;
-            copy_async_16(stage + values_at(row, chunk), exists ? values + at : values, exists ? 16 : 0);
-        }
+                for (unsigned i = 0; i < S::ROWS / VALUES_STEP; ++i) {
+                    copy_async_16(
+                        shared + to_stage + values_to + i * VALUES_STEP * PAD,
+                        reinterpret_cast<const void*>(values_next + i * (VALUES_STEP * values_stride)),
+                        16);
+                }
 #pragma unroll
-        for (unsigned i = 0; i < S::TOKENS * INPUTS_LINE / S::THREADS; ++i) {
-            const unsigned line = (i * S::THREADS + threadIdx.x) / INPUTS_LINE, chunk = (i * S::THREADS + threadIdx.x) % INPUTS_LINE;
-            const unsigned token = from_token + line, column = slab * PAD + chunk * CHUNK;
-            const unsigned left = token < tokens && column < columns ? min(columns - column, CHUNK) : 0;
-            const T* const source = left > 0 ? inputs + token * input_stride + column : inputs;
-            const unsigned target = S::VALUES_BYTES + inputs_at(line, chunk);
-            if constexpr (ALIGNED) {
-                copy_async_16(stage + target, source, left * 2);
+                for (unsigned i = 0; i < S::TOKENS / INPUTS_STEP; ++i) {
+                    copy_async_16(
+                        shared + to_stage + inputs_to + i * INPUTS_STEP * PAD * 2,
+                        reinterpret_cast<const void*>(inputs_next + i * (INPUTS_STEP * 2 * input_stride)),
+                        16);
+                }
             } else {
-                // Two bytes are less than an asynchronous copy can move. Correct for every stride; for speed, align the rows.
-                T* const to = reinterpret_cast<T*>(stages + slab % S::STAGES * S::STAGE_BYTES + target);
 #pragma unroll
-                for (unsigned n = 0; n < CHUNK; ++n) {
-                    to[n] = n < left ? source[n] : T(0.0f);
+                for (unsigned i = 0; i < S::ROWS / VALUES_STEP; ++i) {
+                    const bool exists = from_row + own_row + i * VALUES_STEP < padded_rows;
+                    const unsigned long long source = values_next + i * (VALUES_STEP * values_stride);
+                    copy_async_16(
+                        shared + to_stage + values_to + i * VALUES_STEP * PAD,
+                        exists ? reinterpret_cast<const void*>(source) : values,
+                        exists ? 16 : 0);
+                }
+#pragma unroll
+                for (unsigned i = 0; i < S::TOKENS / INPUTS_STEP; ++i) {
+                    const bool exists = from_token + own_token + i * INPUTS_STEP < tokens && column < columns;
+                    const unsigned left = exists ? min(columns - column, CHUNK) : 0;
+                    const T* const source =
+                        exists ? reinterpret_cast<const T*>(inputs_next + i * (INPUTS_STEP * 2 * input_stride)) : inputs;
+                    const unsigned target = to_stage + inputs_to + i * INPUTS_STEP * PAD * 2;
+                    if constexpr (ALIGNED) {
+                        copy_async_16(shared + target, source, left * 2);
+                    } else {
+                        // Two bytes are less than an asynchronous copy can move. Correct for every stride; for speed, align
+                        // the rows.
+                        T* const to = reinterpret_cast<T*>(stages + target);
+#pragma unroll
+                        for (unsigned n = 0; n < CHUNK; ++n) {
+                            to[n] = n < left ? source[n] : T(0.0f);
+                        }
+                    }
                 }
             }
+            ++fetched;
+            to_stage = to_stage + S::STAGE_BYTES < S::SHARED ? to_stage + S::STAGE_BYTES : 0;
+            values_next += PAD / 2 * 2;
+            inputs_next += PAD * 2;
         }
+        copies_commit();
     };
     // Warps whose rows do not exist multiply zeros.
     const bool has_rows = from_row + warp_row < padded_rows;
@@ -373,11 +417,9 @@ __device__ __forceinline__ void multiply(
 
     uint4 next_words = fetch_words(0);
     for (unsigned slab = 0; slab < S::STAGES - 1; ++slab) {
-        if (slab < slabs) {
-            fetch(slab);
-        }
-        copies_commit();
+        fetch();
     }
+    unsigned stage = 0;
     for (unsigned slab = 0; slab < slabs; ++slab) {
         // Every turn commits a group, be it empty: all but the newest ones are slabs up to this one.
         copies_wait<S::STAGES - 2>();
@@ -385,12 +427,9 @@ __device__ __forceinline__ void multiply(
         __syncthreads();
         const unsigned words[4] = {next_words.x, next_words.y, next_words.z, next_words.w};
         next_words = fetch_words(slab + 1);
-        if (slab + S::STAGES - 1 < slabs) {
-            fetch(slab + S::STAGES - 1);
-        }
-        copies_commit();
 
-        const unsigned values_slab = shared + slab % S::STAGES * S::STAGE_BYTES, inputs_slab = values_slab + S::VALUES_BYTES;
+        const unsigned values_slab = shared + stage, inputs_slab = values_slab + S::VALUES_BYTES;
+        stage = stage + S::STAGE_BYTES < S::SHARED ? stage + S::STAGE_BYTES : 0;
         const auto half = [&](auto selector) {
             constexpr unsigned SELECTOR = decltype(selector)::value;
             unsigned a[PAD / 16][4];
@@ -413,6 +452,8 @@ __device__ __forceinline__ void multiply(
             }
         };
         half(Constant<0>());
+        // While the tensor cores are busy with what they were given.
+        fetch();
         half(Constant<1>());
     }
 

@@ -273,6 +273,8 @@ fn check_bitmask_products<T: Number>() {
         for vectors in 1..=8 {
             check_bitmask_product(device, &Layer::<T>::unstructured(5, 5, 264, 0.5), vectors, 264);
         }
+        // More values than the ring holds.
+        check_bitmask_product(device, &Layer::<T>::unstructured(6, 4, 4700, 0.6), 2, 4700);
     });
     on_fast_device(|device| {
         for (rows, columns, density) in [(200, 1000, 0.5), (33, 3000, 0.05), (33, 3001, 1.0), (9, 4096, 0.5)] {
@@ -486,6 +488,10 @@ where
             strides(size).into_iter().for_each(|stride| check_two_four_product::<T, O>(device, &layer, 5, stride, 24));
         }
         check_two_four_product::<T, O>(device, &Layer::two_four(6, 264, 264), 129, 264, 264);
+        // More slabs than stages.
+        for columns in [712, 709] {
+            check_two_four_product::<T, O>(device, &Layer::two_four(7, 8, columns), 9, columns, 8);
+        }
     });
     on_fast_device(|device| {
         for tokens in SIZES {
