@@ -5,18 +5,21 @@
 //
 // Dimensions: Q [rows, columns], bits u32 [rows, ⌈columns / 32⌉], offsets u64 [rows + 1], values [offsets[rows]],
 //             x [1 to 8, columns], y [1 to 8, rows]. Q of 16 or 32 bits a number: only products look at what they mean.
-// Launch:     a warp for each row, PACK_THREADS; pack_bitmask_offsets: one thread block of REDUCE_THREADS. Products:
-//             BITMASK_DEPTH · BITMASK_BLOCK bytes of static shared memory a warp.
+// Launch:     (rows, a warp each) × PACK_THREADS; pack_bitmask_offsets: 1 × REDUCE_THREADS. Shared memory is static:
+//             for products BITMASK_DEPTH · BITMASK_BLOCK bytes and 16 a warp.
 // Requires:   bits that are zero beyond the columns, as all that this file writes. Products: x with rows that begin at
 //             multiples of 8 bytes, or the entry `…_any`, one vector at a time, for every other stride.
 // Oracle:     the dense matrix with what is dropped set to zero, bit by bit; for products reference::Matrix::times
 // Tolerance:  packing none. Products: γ(columns) · Σ|Q_rj·x_j| and one rounding of y, in any order of sums
 //             (testkit::tolerance::{gemm_tolerance, stored_tolerance}); 16-bit products are exact.
 //
-// Bytes of a product with one vector, of which it is made: a 16-bit weight takes 2·d + 1/8 for each of rows · columns at
-// density d where the dense one takes 2: 9/16 of the time at one half, as long as memory is the limit (f32: 17/32).
-// An A100 streams 13 bytes a cycle and multiprocessor, so 128 columns of a row, 144 bytes, may take 11 cycles, or 44
-// instructions of its four schedulers; the inner loop has about 32 of them.
+// Bytes: a 16-bit weight takes 2·d + 1/8 for each of rows · columns at density d where the dense one takes 2, 9/16 at one
+// half (f32: 17/32); inputs are read from L1. Packing reads Q twice (once with a mask) and writes what is kept.
+// A model of the product with one f16 vector, half of them kept: 128 columns of a row are 144 bytes, 11 cycles of an A100's
+// memory (13 bytes a cycle and multiprocessor), in which its schedulers issue 44 instructions; SASS has 41 for them in the
+// loop, 58 with all that is around it. It is bound by those, at three quarters of what memory can give, where the dense product
+// is bound by memory: 1.3 times as fast as that. More vectors share everything but their own sums.
+// A lane a column, which is simpler, takes a prefix of bits for each one and twice the instructions.
 
 #include "common.cuh"
 
@@ -26,17 +29,19 @@ constexpr unsigned WORD = 32;
 
 __device__ __forceinline__ unsigned own_row()
 {
-    return (blockIdx.x * PACK_THREADS + threadIdx.x) / 32;
+    return blockIdx.x * (PACK_THREADS / 32) + threadIdx.x / 32;
 }
 
 // Σ over the lanes before this one.
-__device__ __forceinline__ unsigned sum_before(unsigned value, unsigned lane)
+__device__ __forceinline__ unsigned sum_before(unsigned value)
 {
     unsigned sum = value;
 #pragma unroll
     for (unsigned distance = 1; distance < 32; distance *= 2) {
-        const unsigned other = __shfl_up_sync(~0u, sum, distance);
-        sum += lane >= distance ? other : 0;
+        // The predicate says whether there is a lane so far before.
+        asm volatile("{ .reg .u32 other; .reg .pred p; shfl.sync.up.b32 other|p, %0, %1, 0, 0xffffffff; @p add.u32 %0, %0, other; }"
+                     : "+r"(sum)
+                     : "r"(distance));
     }
     return sum - value;
 }
@@ -100,7 +105,7 @@ __device__ __forceinline__ void walk(
     unsigned long long at = offsets[row];
     for (unsigned first = 0; first < words; first += 32) {
         const unsigned mine = first + lane < words ? own[first + lane] : 0;
-        const unsigned count = __popc(mine), before = sum_before(count, lane);
+        const unsigned count = __popc(mine), before = sum_before(count);
         const unsigned end = min(words - first, 32u);
 #pragma unroll 8
         for (unsigned i = 0; i < end; ++i) {
@@ -334,7 +339,7 @@ __device__ __forceinline__ void multiply(
     const auto chunk = [&](auto whole, unsigned first, unsigned word_first, unsigned mine, unsigned start) {
         const unsigned column_first = first * WORD + lane * EACH;
         const T* const inputs_first = inputs + column_first;
-#pragma unroll(VECTORS > 2 ? 1 : 2)
+#pragma unroll(VECTORS == 1 ? BLOCK / STEP : VECTORS == 2 ? 2 : 1)
         for (unsigned step = 0; step < BLOCK / STEP; ++step) {
             const unsigned column = column_first + step * STEP;
             float x[VECTORS][EACH];
@@ -381,7 +386,7 @@ __device__ __forceinline__ void multiply(
     for (unsigned first = 0; first < words; first += 32) {
         const unsigned mine = next;
         next = first + 32 + lane < words ? own[first + 32 + lane] : 0;
-        const unsigned own_bytes = __popc(mine) * sizeof(T), start = at + sum_before(own_bytes, lane);
+        const unsigned own_bytes = __popc(mine) * sizeof(T), start = at + sum_before(own_bytes);
         at = __shfl_sync(~0u, start + own_bytes, 31);
 #pragma unroll 1
         for (unsigned word_first = 0; word_first < 32 && first + word_first < words; word_first += CHUNK_WORDS) {
@@ -534,7 +539,7 @@ extern "C" __global__ void __launch_bounds__(REDUCE_THREADS) pack_bitmask_offset
 }
 
 #define MULTIPLY(NAME, TYPE, VECTORS, ALIGNED)                                                                            \
-    extern "C" __global__ void __launch_bounds__(PACK_THREADS, VECTORS > 2 ? 2 : 4) NAME(                                 \
+    extern "C" __global__ void __launch_bounds__(PACK_THREADS, VECTORS > 2 ? 2 : 3) NAME(                                 \
         const unsigned* __restrict__ bits,      /* u32 [rows, columns / 32 up] */                                         \
         const unsigned long long* offsets,      /* u64 [rows + 1] */                                                      \
         const TYPE* __restrict__ values,        /* [offsets[rows]], at a multiple of 16 bytes */                          \

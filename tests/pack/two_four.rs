@@ -172,7 +172,6 @@ where
             let layer = Layer::<T>::two_four(size as u64, 24, size);
             strides(size).into_iter().for_each(|stride| check_two_four_product::<T, O>(device, &layer, 5, stride, 24));
         }
-        check_two_four_product::<T, O>(device, &Layer::two_four(6, 264, 264), 129, 264, 264);
         // More slabs than stages.
         for columns in [712, 709] {
             check_two_four_product::<T, O>(device, &Layer::two_four(7, 8, columns), 9, columns, 8);
@@ -188,7 +187,37 @@ where
             let layer = Layer::<T>::two_four(size as u64, 40, size);
             check_two_four_product::<T, O>(device, &layer, 33, size.next_multiple_of(8), 40);
         }
-        check_two_four_product::<T, O>(device, &Layer::two_four(8, 520, 1000), 300, 1000, 520);
+        for (rows, columns) in [(1, 72), (33, 8), (129, 136), (264, 64), (8, 1000)] {
+            let layer = Layer::<T>::two_four(rows as u64, rows, columns);
+            check_two_four_product::<T, O>(device, &layer, MANY, columns, rows.next_multiple_of(8));
+        }
+    });
+}
+
+/// So many tokens that even few rows make tiles for the wide kernel, the last of which is not full.
+const MANY: usize = 39 * 128 + 5;
+
+/// All checks of the emulated driver, on more slabs than the wide kernel has stages.
+#[test]
+fn many_tokens_pass_all_checks() {
+    on_device(|device| {
+        check_two_four_product::<bf16, bf16>(device, &Layer::two_four(6, 200, 200), MANY, 200, 200);
+    });
+}
+
+/// Which kernel multiplies depends on the number of tokens; what it gives does not.
+#[test]
+fn few_tokens_among_many_give_the_same_bits() {
+    on_fast_device(|device| {
+        let (rows, columns, few) = (72, 328, 40);
+        let weight = upload(device, &Layer::<bf16>::two_four(15, rows, columns).pruned(), columns, columns);
+        let packed = pack_two_four(device, &weight.matrix(rows, columns), None).expect("packs");
+        let inputs = upload(device, &numbers::<bf16>(16, MANY * columns), columns, columns);
+        let [all, some] = [MANY, few].map(|tokens| {
+            let inputs = MatrixRef::new(inputs.slice.slice(..tokens * columns), tokens, columns).expect("a matrix");
+            written::<f32>(device, (tokens, rows, rows), |outputs| multiply_two_four(device, &packed, &inputs, outputs))
+        });
+        assert_eq!(bytes(&all[..few * rows]), bytes(&some));
     });
 }
 
