@@ -51,3 +51,22 @@ constexpr unsigned SELECT_PASSES = 3;
 
 // prune_trailing: the inverse of one panel, its triangle in f64.
 constexpr unsigned INVERT_SHARED = 66048;
+// pack_bitmask: a warp for each row; of the values that it multiplies, blocks of 1024 bytes are under way.
+constexpr unsigned PACK_THREADS = 256;
+constexpr unsigned BITMASK_BLOCK = 1024;
+constexpr unsigned BITMASK_DEPTH = 4;
+constexpr unsigned BITMASK_MOST_VECTORS = 8;
+
+// pack_two_four: sizes of the packed form are multiples of 64 in both directions. Tiles of the product are 256 rows by 128
+// tokens, or 64 by 32 where tokens are few.
+constexpr unsigned TWO_FOUR_PAD = 64;
+constexpr unsigned TWO_FOUR_ROWS = 256;
+constexpr unsigned TWO_FOUR_TOKENS = 128;
+constexpr unsigned TWO_FOUR_STAGES = 3;
+constexpr unsigned TWO_FOUR_THREADS = 256;
+constexpr unsigned TWO_FOUR_SHARED = 98304;
+constexpr unsigned TWO_FOUR_NARROW_ROWS = 64;
+constexpr unsigned TWO_FOUR_NARROW_TOKENS = 32;
+constexpr unsigned TWO_FOUR_NARROW_STAGES = 8;
+constexpr unsigned TWO_FOUR_NARROW_THREADS = 64;
+constexpr unsigned TWO_FOUR_NARROW_SHARED = 65536;

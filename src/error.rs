@@ -66,6 +66,14 @@ pub enum Error {
         /// Where it should be.
         expected: usize,
     },
+    /// A weight is not 2:4.
+    #[error("row {row} keeps more than two of columns {} to {}: not a 2:4 weight", 4 * .group, 4 * .group + 3)]
+    NotTwoFour {
+        /// The row: the first with such a group.
+        row: usize,
+        /// The first of its groups of four columns that keeps more than two.
+        group: usize,
+    },
     /// The device has not enough memory.
     #[error("device {ordinal} has no room for {bytes} bytes more: {free} of its {total} are free")]
     OutOfMemory {

@@ -26,6 +26,8 @@ mod matrix;
 #[cfg(feature = "cuda")]
 mod module;
 #[cfg(feature = "cuda")]
+mod pack;
+#[cfg(feature = "cuda")]
 mod product;
 #[cfg(feature = "cuda")]
 mod select;
@@ -51,3 +53,7 @@ pub use select::{PASSES, Score, Selector, Shards, apply};
 pub use sweep::{Block, Grid, Stays, Swept, WIDEST_GROUP, sweep};
 #[cfg(feature = "cuda")]
 pub use trailing::{bring_errors, clear_columns, invert_panels, push_errors};
+pub use pack::{
+    Bitmask, Element, TwoFour, TwoFourInput, TwoFourOutput, multiply_bitmask, multiply_two_four, pack_bitmask,
+    pack_two_four, unpack_bitmask, unpack_two_four,
+};

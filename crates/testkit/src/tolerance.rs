@@ -107,3 +107,18 @@ pub fn solve_tolerance(tokens: usize, columns: usize, mean_inflation: f64) -> f6
     let unit = UNIT_F32 / 3f64.sqrt();
     4.0 * unit * ((tokens as f64).sqrt() + (columns as f64).sqrt()) * mean_inflation
 }
+
+/// What rounding to a stored type adds to the error of a number: a share `unit` of it, or `smallest` where the type has no
+/// normal numbers any more, half the distance of the subnormal ones. Such as [`F16`], [`BF16`], [`F32`].
+pub fn stored_tolerance(tolerance: f64, want: f64, (unit, smallest): (f64, f64)) -> f64 {
+    tolerance + unit * (want.abs() + tolerance) + smallest
+}
+
+/// Unit roundoff of f16, and half the distance of its subnormal numbers.
+pub const F16: (f64, f64) = (1.0 / (1u64 << 11) as f64, 1.0 / (1u64 << 25) as f64);
+
+/// Unit roundoff of bf16; its subnormal numbers are those of f32, too small to matter.
+pub const BF16: (f64, f64) = (1.0 / (1u64 << 8) as f64, f64::MIN_POSITIVE);
+
+/// A sum in f32 stored as one: nothing more is rounded.
+pub const F32: (f64, f64) = (0.0, 0.0);
