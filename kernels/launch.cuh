@@ -37,6 +37,7 @@ constexpr unsigned FACTOR_SUBTRACT_SHARED = 67584;
 
 // factor_save, factor_restore: squares that are turned in shared memory.
 constexpr unsigned SQUARE = 32;
+
 // prune_sweep: a tile of W̃ of this many rows, U_b in two stages, and the pivots: two thread blocks fit on a multiprocessor
 // of an A100. Groups of 32 columns need stages twice as high.
 constexpr unsigned SWEEP_ROWS = 128;
@@ -51,6 +52,7 @@ constexpr unsigned SELECT_PASSES = 3;
 
 // prune_trailing: the inverse of one panel, its triangle in f64.
 constexpr unsigned INVERT_SHARED = 66048;
+
 // pack_bitmask: a warp for each row; of the values that it multiplies, blocks of 1024 bytes are under way.
 constexpr unsigned PACK_THREADS = 256;
 constexpr unsigned BITMASK_BLOCK = 1024;

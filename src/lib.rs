@@ -13,47 +13,30 @@
 //! Every function checks shapes, strides and devices before it launches anything. All of them enqueue work on the stream of
 //! their [`Device`] and return at once, unless they say that they wait.
 
-#[cfg(feature = "cuda")]
+#![cfg(feature = "cuda")]
+
 mod device;
-#[cfg(feature = "cuda")]
 mod error;
-#[cfg(feature = "cuda")]
 mod factor;
-#[cfg(feature = "cuda")]
 mod hessian;
-#[cfg(feature = "cuda")]
 mod matrix;
-#[cfg(feature = "cuda")]
 mod module;
-#[cfg(feature = "cuda")]
 mod pack;
-#[cfg(feature = "cuda")]
 mod product;
-#[cfg(feature = "cuda")]
 mod select;
-#[cfg(feature = "cuda")]
 mod sweep;
-#[cfg(feature = "cuda")]
 mod trailing;
 
-#[cfg(feature = "cuda")]
 pub use device::Device;
-#[cfg(feature = "cuda")]
 pub use error::Error;
-#[cfg(feature = "cuda")]
 pub use factor::{Factored, Failure, RAISES, factor, factor_damped, factor_diagonals, failures, invert, restore, save};
-#[cfg(feature = "cuda")]
 pub use hessian::{Input, Prepared, Summary, accumulate, prepare};
-#[cfg(feature = "cuda")]
 pub use matrix::{MatrixMut, MatrixRef};
-#[cfg(feature = "cuda")]
 pub use module::ptx;
-pub use select::{PASSES, Score, Selector, Shards, apply};
-#[cfg(feature = "cuda")]
-pub use sweep::{Block, Grid, Stays, Swept, WIDEST_GROUP, sweep};
-#[cfg(feature = "cuda")]
-pub use trailing::{bring_errors, clear_columns, invert_panels, push_errors};
 pub use pack::{
     Bitmask, Element, TwoFour, TwoFourInput, TwoFourOutput, multiply_bitmask, multiply_two_four, pack_bitmask,
     pack_two_four, unpack_bitmask, unpack_two_four,
 };
+pub use select::{PASSES, Score, Selector, Shards, apply};
+pub use sweep::{Block, Grid, Stays, Swept, WIDEST_GROUP, sweep};
+pub use trailing::{bring_errors, clear_columns, invert_panels, push_errors};
