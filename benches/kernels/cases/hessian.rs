@@ -1,7 +1,6 @@
-//! The cases, in the order of the data flow, at layers of OPT-125M, LLaMA-7B and OPT-175B.
-//!
-//! kernels/hessian_accumulate.cu
+//! `kernels/hessian_accumulate.cu`.
 
+use super::numbers;
 use crate::case::{Case, Rate, Set};
 use crate::rivals::{Factor, Rivals};
 use cudarc::driver::CudaSlice;
@@ -9,25 +8,15 @@ use half::f16;
 use prune_cuda::{Device, Error, Input, MatrixMut, MatrixRef, accumulate};
 use testkit::generate::Random;
 
-/// All cases; small ones for the emulated driver.
-pub(crate) fn all(small: bool) -> Vec<Case> {
-    let mut cases = Vec::new();
-    let hessians = if small { vec![(96, 136)] } else { vec![(2048, 768), (2048, 4096), (2048, 12288), (2048, 49152)] };
-    for &(tokens, columns) in &hessians {
-        cases.push(hessian::<f16>("hessian_accumulate_f16", Rate::Tensor, tokens, columns));
-    }
-    for &(tokens, columns) in &hessians[..hessians.len().min(2)] {
-        cases.push(hessian::<f32>("hessian_accumulate_f32", Rate::Split, tokens, columns));
-    }
-    cases
-}
-
-/// Random numbers, quickly: a few thousand of them, again and again at a distance that no shape divides.
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    const PERIOD: usize = 8191;
-    let mut random = Random::new(seed);
-    let some: Vec<f32> = (0..PERIOD).map(|_| random.normal() as f32).collect();
-    (0..count).map(|at| some[at % PERIOD]).collect()
+/// The Gram matrix of inputs in 16 bits and in f32.
+pub(crate) fn cases(small: bool) -> Vec<Case> {
+    let shapes = if small { vec![(96, 136)] } else { vec![(2048, 768), (2048, 4096), (2048, 12288), (2048, 49152)] };
+    let half =
+        shapes.iter().map(|&(tokens, columns)| hessian::<f16>("hessian_accumulate_f16", Rate::Tensor, tokens, columns));
+    let single = shapes[..shapes.len().min(2)].iter();
+    let single =
+        single.map(|&(tokens, columns)| hessian::<f32>("hessian_accumulate_f32", Rate::Split, tokens, columns));
+    half.chain(single).collect()
 }
 
 struct Hessian<T> {
