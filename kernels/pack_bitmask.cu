@@ -19,7 +19,7 @@
 // memory (13 bytes a cycle and multiprocessor), in which its schedulers issue 44 instructions; SASS has 37 for them in the
 // loop, 54 with all that is around it. It is bound by those, at four fifths of what memory can give, where the dense product is
 // bound by memory: 1.4 times as fast as that. More vectors share everything but their own sums.
-// A lane a column, which is simpler, takes a prefix of bits for each one and twice the instructions.
+// A lane a column, which is simpler, takes a prefix of bits for each one: about twice the instructions.
 
 #include "common.cuh"
 
