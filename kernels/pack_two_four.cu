@@ -15,7 +15,7 @@
 // bits for them: the lower index, then the higher one · 4. Where fewer than two are kept, zeros stand in, at index 0 or 3,
 // whichever leaves the indices in order; so it is of all padding: 0b1100.
 //
-//   word of metadata, of 16 columns of two rows       lane of a 64 × 64 part, l = 4·g + t        one of its 16 bytes: i
+//   word of metadata, of 16 columns of two rows       lane of a 64 × 64 part, l = 4·g + t        one of its four words: i
 //     31            16 15             0
 //    ┌────┬────┬────┬────┬────┬────┬────┬────┐        columns 16·t to 16·t + 15,                 rows 16·i + g (low half)
 //    │ q3 │ q2 │ q1 │ q0 │ q3 │ q2 │ q1 │ q0 │                                                   and 16·i + g + 8 (high)
