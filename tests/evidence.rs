@@ -55,9 +55,14 @@ fn memory_is_used_as_it_should_be() {
     for workload in emulated::WORKLOADS {
         let counted = emulated::count(&emulator, workload).unwrap_or_else(|error| panic!("{error}"));
         let what = format!("{} at {}", workload.kernel, workload.shape);
-        assert_eq!(counted.conflicts(), 0, "{what}: bank conflicts");
-        let ratio = counted.bytes() as f64 / counted.fewest_bytes as f64;
-        assert!((0.9..=1.1).contains(&ratio), "{what}: moves {:.0} % of the fewest bytes", 100.0 * ratio);
+        if !workload.by_data {
+            assert_eq!(counted.conflicts(), 0, "{what}: bank conflicts");
+        }
+        if counted.fewest_bytes > 0 {
+            let ratio = counted.bytes() as f64 / counted.fewest_bytes as f64;
+            // Fewer than the fewest: the formula is wrong, or the kernel does not do its work.
+            assert!((0.99..=1.1).contains(&ratio), "{what}: moves {:.1} % of the fewest bytes", 100.0 * ratio);
+        }
         assert_eq!(counted.profile.local_bytes, [0, 0], "{what}: local memory");
     }
 }

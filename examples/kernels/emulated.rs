@@ -4,7 +4,10 @@
 use emulator::loader::Loaded;
 use emulator::options::Options;
 use emulator::profile::Profile;
-use prune_cuda::{Device, Error, MatrixMut, MatrixRef};
+use prune_cuda::{
+    Block, Device, Error, MatrixMut, MatrixRef, Score, Selector, Stays, Swept, bring_errors, factor, invert,
+    multiply_bitmask, multiply_two_four, pack_bitmask, pack_two_four, sweep,
+};
 
 /// One kernel at one shape.
 pub(crate) struct Workload {
@@ -12,8 +15,11 @@ pub(crate) struct Workload {
     pub(crate) kernel: &'static str,
     /// The shape, for people.
     pub(crate) shape: &'static str,
-    /// The fewest bytes of global memory that a kernel with these tiles can read and write.
+    /// The fewest bytes of global memory that a kernel with these tiles can read and write; zero where the launch is one of a
+    /// recursion, whose shape is not looked at here.
     pub(crate) fewest_bytes: u64,
+    /// Whether which banks are read depends on the data, so that conflicts cannot be ruled out.
+    pub(crate) by_data: bool,
     /// What runs it.
     pub(crate) run: fn(&Device) -> Result<(), Error>,
 }
@@ -80,24 +86,131 @@ fn hessian<T: prune_cuda::Input + Copy>(device: &Device, one: T) -> Result<(), E
     prune_cuda::accumulate(device, &inputs, &mut MatrixMut::new(hessian.slice_mut(..), columns, columns)?, 1.0, 0.0)
 }
 
+/// Bytes that square tiles of 128 read and write: two strips of 128 by `depth` f32 for each, and the result once.
+const fn tiles_bytes(rows: u64, columns: u64, depth: u64) -> u64 {
+    (rows / 128) * (columns / 128) * 2 * 128 * depth * 4 + rows * columns * 4
+}
+
+/// Identity matrices with a little beside the diagonal, [batch · n, n].
+fn definite(n: usize, batch: usize) -> Vec<f32> {
+    let entry = |i: usize, j: usize| if i == j { 2.0 } else { 0.5 / n as f32 };
+    (0..batch * n * n).map(|at| entry(at / n % n, at % n)).collect()
+}
+
+fn factored(device: &Device, n: usize, batch: usize, inverse: bool) -> Result<(), Error> {
+    let mut matrices = device.upload(&definite(n, batch))?;
+    let mut matrices = MatrixMut::new(matrices.slice_mut(..), batch * n, n)?;
+    let mut failed = device.zeros::<i32>(batch)?;
+    let factored = factor(device, &mut matrices, batch, &mut failed)?;
+    if inverse { invert(device, &mut matrices, &factored.inverses, batch, &failed) } else { Ok(()) }
+}
+
+const PANEL: usize = 128;
+const ROWS: usize = 512;
+
+/// Bytes of a sweep: W and its bits, Q and Δ, the losses in and out, and for each thread block of 128 rows U_b from its diagonal
+/// pieces of 16 rows on, and the pivots.
+const SWEEP_BYTES: u64 = {
+    let rows = ROWS as u64;
+    let pieces = 16 * 4 * (128 + 112 + 96 + 80 + 64 + 48 + 32 + 16);
+    rows * (3 * 128 * 4 + 16 + 16) + rows / 128 * (pieces + 128 * 4)
+};
+
+fn panel(device: &Device, stays: Option<Stays>) -> Result<(), Error> {
+    let values: Vec<f32> = (0..ROWS * PANEL).map(|at| (at % 251) as f32 - 125.0).collect();
+    let mut weights = device.upload(&values)?;
+    let pivots = device.upload(&[1.0f32; PANEL])?;
+    let pivots = MatrixRef::new(pivots.slice(..), PANEL, 1)?;
+    let mut keep = device.upload(&vec![0x5555_5555u32; ROWS * PANEL / 32])?;
+    let mut keep = MatrixMut::new(keep.slice_mut(..), ROWS, PANEL / 32)?;
+    let Some(stays) = stays else {
+        let weights = MatrixRef::new(weights.slice(..), ROWS, PANEL)?;
+        let count = (ROWS * PANEL / 2) as u64;
+        return Selector::new(device)?.select(device, &weights, Score::Obs(&pivots), count, &mut keep, 0, None);
+    };
+    let inverse = device.upload(&definite(PANEL, 1))?;
+    let inverse = MatrixRef::new(inverse.slice(..), PANEL, PANEL)?;
+    let (mut losses, mut delta) = (device.zeros::<f64>(ROWS)?, device.zeros::<f32>(ROWS * PANEL)?);
+    let swept = Swept {
+        keep: &mut keep,
+        first: 0,
+        losses: &mut losses.slice_mut(..),
+        delta: Some(&mut MatrixMut::new(delta.slice_mut(..), ROWS, PANEL)?),
+        errors: None,
+    };
+    let block = Block { inverse: &inverse, pivots: &pivots, stays, grid: None };
+    sweep(device, None, &mut MatrixMut::new(weights.slice_mut(..), ROWS, PANEL)?, &block, swept)
+}
+
+fn update(device: &Device) -> Result<(), Error> {
+    let [weights, delta, above] = [PANEL, ROWS, PANEL].map(|columns| device.zeros::<f32>(ROWS * columns));
+    let (weights, delta, above, inverse) = (weights?, delta?, above?, device.upload(&definite(PANEL, 1))?);
+    let [mut owed, mut current] = [device.zeros::<f32>(ROWS * PANEL)?, device.zeros::<f32>(ROWS * PANEL)?];
+    bring_errors(
+        device,
+        &MatrixRef::new(weights.slice(..), ROWS, PANEL)?,
+        (&MatrixRef::new(delta.slice(..), ROWS, ROWS)?, &MatrixRef::new(above.slice(..), ROWS, PANEL)?),
+        &MatrixRef::new(inverse.slice(..), PANEL, PANEL)?,
+        &mut MatrixMut::new(owed.slice_mut(..), ROWS, PANEL)?,
+        &mut MatrixMut::new(current.slice_mut(..), ROWS, PANEL)?,
+    )
+}
+
+/// Of each four weights two stay.
+fn packed(device: &Device, tokens: usize) -> Result<(), Error> {
+    let (rows, columns) = (512, 512);
+    let one = |at: usize| half::f16::from_f32(f32::from(u8::from(at % 4 < 2)));
+    let weights = device.upload(&(0..rows * columns).map(one).collect::<Vec<_>>())?;
+    let weights = MatrixRef::new(weights.slice(..), rows, columns)?;
+    let inputs = device.upload(&vec![half::f16::ONE; tokens * columns])?;
+    let inputs = MatrixRef::new(inputs.slice(..), tokens, columns)?;
+    let mut outputs = device.zeros::<half::f16>(tokens * rows)?;
+    let mut outputs = MatrixMut::new(outputs.slice_mut(..), tokens, rows)?;
+    match tokens {
+        1 => multiply_bitmask(device, &pack_bitmask(device, &weights, None)?, &inputs, &mut outputs),
+        _ => multiply_two_four(device, &pack_two_four(device, &weights, None)?, &inputs, &mut outputs),
+    }
+}
+
+const fn workload(
+    kernel: &'static str,
+    shape: &'static str,
+    fewest_bytes: u64,
+    run: fn(&Device) -> Result<(), Error>,
+) -> Workload {
+    Workload { kernel, shape, fewest_bytes, by_data: false, run }
+}
+
 /// All that is looked at, in the order of the data flow.
 pub(crate) const WORKLOADS: &[Workload] = &[
-    Workload {
-        kernel: "hessian_accumulate_f16",
-        shape: "512 tokens, 512 columns",
-        fewest_bytes: upper_tiles_bytes(512, 512, 2, 1),
-        run: |device| hessian(device, half::f16::ONE),
-    },
-    Workload {
-        kernel: "hessian_accumulate_bf16",
-        shape: "512 tokens, 512 columns",
-        fewest_bytes: upper_tiles_bytes(512, 512, 2, 1),
-        run: |device| hessian(device, half::bf16::ONE),
-    },
-    Workload {
-        kernel: "hessian_accumulate_f32",
-        shape: "512 tokens, 512 columns",
-        fewest_bytes: upper_tiles_bytes(512, 512, 4, 2),
-        run: |device| hessian(device, 1.0f32),
-    },
+    workload("hessian_accumulate_f16", "512 tokens, 512 columns", upper_tiles_bytes(512, 512, 2, 1), |device| {
+        hessian(device, half::f16::ONE)
+    }),
+    workload("hessian_accumulate_bf16", "512 tokens, 512 columns", upper_tiles_bytes(512, 512, 2, 1), |device| {
+        hessian(device, half::bf16::ONE)
+    }),
+    workload("hessian_accumulate_f32", "512 tokens, 512 columns", upper_tiles_bytes(512, 512, 4, 2), |device| {
+        hessian(device, 1.0f32)
+    }),
+    workload("factor_block_f32", "n = 640", 0, |device| factored(device, 640, 1, false)),
+    workload("factor_divide_f32", "n = 640", 0, |device| factored(device, 640, 1, false)),
+    workload("factor_subtract_f32", "n = 640", 0, |device| factored(device, 640, 1, false)),
+    workload("factor_update_f32", "16 of n = 640", 0, |device| factored(device, 640, 16, false)),
+    workload("factor_solve_f32", "16 of n = 640", 0, |device| factored(device, 640, 16, false)),
+    workload("factor_multiply_f32", "n = 640", 0, |device| factored(device, 640, 1, true)),
+    workload("prune_select_histogram", "512 rows, 128 columns", 0, |device| panel(device, None)),
+    workload("prune_sweep_given", "512 rows, 128 columns", SWEEP_BYTES, |device| panel(device, Some(Stays::Given))),
+    workload("prune_sweep_4", "512 rows, 128 columns", SWEEP_BYTES, |device| {
+        panel(device, Some(Stays::Groups { keep: 2, group: 4 }))
+    }),
+    workload("prune_trailing_f32", "512 rows, 128 columns, 512 before", tiles_bytes(512, 128, 512), update),
+    Workload { by_data: true, ..workload("pack_bitmask_multiply_f16_x1", "[512, 512]", 0, |device| packed(device, 1)) },
+    workload("pack_two_four_multiply_f16", "[512, 512], 2560 tokens", TWO_FOUR_BYTES, |device| packed(device, 2560)),
 ];
+
+/// For each tile of 256 rows by 128 tokens, the values and metadata of its rows and the inputs of its tokens; the outputs once.
+const TWO_FOUR_BYTES: u64 = {
+    let (rows, columns, tokens) = (512, 512, 2560);
+    let weights = 256 * (columns / 2 * 2 + columns / 8);
+    (rows / 256) * (tokens / 128) * (weights + 128 * columns * 2) + tokens * rows * 2
+};

@@ -42,12 +42,12 @@ fn print() -> Result<(), String> {
     println!("|---|---|---:|---:|---:|---:|");
     for (workload, counted) in WORKLOADS.iter().zip(&counted) {
         println!(
-            "| `{}` | {} | {} | {}, {:.0} % | {:.1} % | {} |",
+            "| `{}` | {} | {} | {}{} | {:.1} % | {} |",
             workload.kernel,
             workload.shape,
             counted.profile.instructions,
             counted.bytes(),
-            100.0 * counted.bytes() as f64 / counted.fewest_bytes as f64,
+            share(counted),
             100.0 * counted.wasted_sectors(),
             counted.conflicts(),
         );
@@ -80,6 +80,14 @@ fn print() -> Result<(), String> {
     }
     model::print();
     Ok(())
+}
+
+/// Bytes against the fewest, where those are known.
+fn share(counted: &emulated::Counted) -> String {
+    match counted.fewest_bytes {
+        0 => String::new(),
+        fewest => format!(", {:.0} %", 100.0 * counted.bytes() as f64 / fewest as f64),
+    }
 }
 
 /// The main loop in a few words: its length and its most frequent instructions.

@@ -177,7 +177,8 @@ pub fn unpack_two_four<T: TwoFourInput>(
 }
 
 /// Y = X · Wᵀ on sparse tensor cores: `inputs` X [tokens, columns], `outputs` Y [tokens, rows]. Products are exact, sums f32,
-/// in an order that depends on shapes only; Y is rounded once. What is dropped is not multiplied, not even with an infinity.
+/// in an order that depends on shapes only; Y is rounded once. Of a group that
+/// keeps fewer than two, a zero meets an input: an infinity there gives NaN, as in a dense product.
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes do not fit; [`Error::OtherDevice`]; or what the driver says.
