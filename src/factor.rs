@@ -10,7 +10,7 @@ use crate::device::{Device, arguments};
 use crate::hessian::Prepared;
 use crate::module::{Entry, FACTOR_CHOLESKY, FACTOR_INVERT, FACTOR_SHARED, FACTOR_THREADS, FLAT_THREADS, SQUARE};
 use crate::{Error, MatrixMut};
-use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
+use cudarc::driver::{CudaSlice, DevicePtrMut};
 
 const SAVE: Entry = Entry::new(&FACTOR_CHOLESKY, "factor_save_f32", FLAT_THREADS, 0);
 const RESTORE: Entry = Entry::new(&FACTOR_CHOLESKY, "factor_restore_f32", FLAT_THREADS, 0);
@@ -254,7 +254,7 @@ pub fn restore(
     let (h, _writing) = device.address_mut("hessians", &mut hessians.data)?;
     let (diagonals, _diagonals) = device.address("diagonals", diagonals)?;
     let (added, _added) = device.address("added", added)?;
-    let (failed, _failed) = failed.device_ptr(device.stream());
+    let (failed, _failed) = device.address("failed", failed)?;
     let (grid, n) = ((squares(n)?, 1, batch as u32), n as u32);
     // SAFETY: the arguments of the kernel; all of it is memory of this device, of the sizes that were checked.
     unsafe { device.launch(&RESTORE, grid, arguments![h, diagonals, added, failed, stride, batch_stride, n]) }

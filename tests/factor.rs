@@ -195,6 +195,15 @@ fn large_matrices_have_them_too() {
     on_device(|device| check(device, "n = 400 every 401", &[scaled(3, 400)], 400, 401));
 }
 
+/// So many matrices that even one block each is more than are factored one by one.
+#[test]
+fn large_batches_have_them_too() {
+    on_fast_device(|device| {
+        let many: Batch = (0..300).map(|seed| rounded(&positive_definite(seed, 3, 1e3))).collect();
+        check(device, "300 of n = 3", &many, 3, 3);
+    });
+}
+
 /// Condition 1e8: from the scales of columns, to which a factorization is indifferent; and from the spectrum alone,
 /// where f32 holds no more of the smallest eigenvalue than its order of magnitude, so that a pivot may be a rounding
 /// error below zero.

@@ -133,7 +133,7 @@ impl Batch<'_> {
     /// All addresses are memory of the device, as large as the shapes say, that lives until the work is done; `pivots`
     /// likewise, f32 `[batch]`.
     pub(super) unsafe fn factor(&self, range: Range<usize>, pivots: u64) -> Result<(), Error> {
-        if range.len().pow(2) * self.batch <= ONE_BY_ONE {
+        if range.len() == 1 || range.len().pow(2) * self.batch <= ONE_BY_ONE {
             for block in range.clone().rev() {
                 let head = range.start..block;
                 // SAFETY: the caller's promise.
