@@ -2,7 +2,8 @@
 //
 //   H_kk → V_kk (from the last square to the first) → U_kk = V_kk⁻¹
 //
-// All blocks of a factor follow one another, so latency is what counts, and the design is a chain as short as possible:
+// and products with one block, in thin tiles. All blocks of a factor follow one another, so latency is what counts, and
+// the design is a chain as short as possible:
 //   · one warp factors a square in registers, a row a lane, while the others update the squares that are not next;
 //   · the next square is updated before that by four warps, one on each scheduler;
 //   · what lies above a square is solved by substitution, a row a thread, with the square read as broadcasts;
@@ -25,7 +26,8 @@ constexpr unsigned SQUARES = PANEL / SUB;
 constexpr unsigned LINE = PANEL + 4;
 constexpr unsigned WARPS = FACTOR_THREADS / 32;
 static_assert((PANEL * LINE + PANEL) * sizeof(float) == FACTOR_SHARED, "the launch gives as much");
-static_assert(SUB == 32 && SQUARES == 4 && WARPS == 8, "a lane for each row of a square, a warp for each part of the inverse");
+static_assert(SUB == 32, "a lane for each row of a square");
+static_assert(SQUARES == 4 && WARPS == 8, "a warp for each part of the inverse");
 
 // A pivot that is not a positive number.
 struct BadPivot {
@@ -33,9 +35,9 @@ struct BadPivot {
     float value;
 };
 
-// Reads the upper triangle of a block [size, size] at `from` and makes it whole with ones on the diagonal. The squares on
-// the diagonal have zeros below it, other squares below it are not written. Numbers one by one: the triangle below may hold
-// anything, and rows start anywhere.
+// Reads the upper triangle of a block [size, size] at `from` and makes it whole with ones on the diagonal. The squares
+// on the diagonal have zeros below it, other squares below it are not written. Numbers one by one: the triangle below
+// may hold anything, and rows start anywhere.
 __device__ __forceinline__ void block_load(float* block, const float* from, unsigned long long stride, unsigned size)
 {
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -52,7 +54,8 @@ __device__ __forceinline__ void block_load(float* block, const float* from, unsi
                 continue;
             }
             const bool there = row <= column && column < size;
-            copy_async_4(shared_address(block + row * LINE + column), there ? from + row * stride + column : from, there ? 4 : 0);
+            const float* const source = there ? from + row * stride + column : from;
+            copy_async_4(shared_address(block + row * LINE + column), source, there ? 4 : 0);
         }
     }
     copies_commit();
@@ -137,8 +140,8 @@ __device__ __forceinline__ void factor_square(float* block, float* reciprocals, 
         const float value = row[j] * root;
         row[j] = value;
         if (j > 0) {
-            // The next pivot in every lane, from what it was before this step: one shuffle less in the chain. Its root is under way
-            // while the rest of the row is updated. Lanes below the diagonal compute what nobody reads.
+            // The next pivot in every lane, from what it was before this step: one shuffle less in the chain. Its root
+            // is under way while the rest of the row is updated. Lanes below the diagonal compute what nobody reads.
             const float before = __shfl_sync(~0u, row[j - 1], j - 1), next = __shfl_sync(~0u, value, j - 1);
             pivot = fmaf(-next, next, before);
             root = inverse_root(pivot);
@@ -257,18 +260,21 @@ __device__ __forceinline__ void square_write(
                 float2& target =
                     *reinterpret_cast<float2*>(c + row * LINE + fragment_column<SECOND>(tile + j, within * 2));
                 const float2 old = add ? target : make_float2(0.0f, 0.0f);
-                target = make_float2(fmaf(alpha, sums[i][j][half * 2], old.x), fmaf(alpha, sums[i][j][half * 2 + 1], old.y));
+                const float* const sum = &sums[i][j][half * 2];
+                target = make_float2(fmaf(alpha, sum[0], old.x), fmaf(alpha, sum[1], old.y));
             }
         }
     }
 }
 
-// One warp: TILES times eight columns of square (row, column) lose what the columns from `from` on, a square wide, explain.
+// One warp: TILES times eight columns of square (row, column) lose what the columns from `from` on, a square wide,
+// explain.
 template <unsigned TILES>
 __device__ __forceinline__ void update_square(float* block, unsigned row, unsigned column, unsigned from, unsigned tile)
 {
     float sums[2][TILES][4] = {};
-    square_product<Second::Transposed>(sums, block + row * SUB * LINE + from, block + column * SUB * LINE + from, tile, SUB);
+    const float* const operands = block + from;
+    square_product<Second::Transposed>(sums, operands + row * SUB * LINE, operands + column * SUB * LINE, tile, SUB);
     square_write<Second::Transposed>(block + row * SUB * LINE + column * SUB, sums, tile, -1.0f, true);
 }
 
@@ -333,8 +339,8 @@ __device__ __forceinline__ void invert_square(float* block, const float* recipro
     }
 }
 
-// The whole thread block: −A⁻¹·B·C⁻¹ in the place of B for [A B; 0 C], A and C being HALF wide and inverted; for one such
-// pair, or for two of half the size. B·C⁻¹ takes the place below the diagonal.
+// The whole thread block: −A⁻¹·B·C⁻¹ in the place of B for [A B; 0 C], A and C being HALF wide and inverted; for one
+// such pair, or for two of half the size. B·C⁻¹ takes the place below the diagonal.
 template <unsigned HALF>
 __device__ __forceinline__ void invert_pairs(float* block)
 {
@@ -342,8 +348,8 @@ __device__ __forceinline__ void invert_pairs(float* block)
     constexpr unsigned TILES = HALF / SUB;
     const unsigned warp = threadIdx.x / 32, high = warp / 4, low = warp % 4;
     const unsigned first = HALF == SUB ? high * 2 * SUB : 0, tile = HALF == SUB ? low : low / 2 * 2;
-    // A⁻¹ and C⁻¹ are triangular: half of the squares take half of the depth. Warps w and w + 4 share a scheduler, which
-    // gets one of each.
+    // A⁻¹ and C⁻¹ are triangular: half of the squares take half of the depth. Warps w and w + 4 share a scheduler,
+    // which gets one of each.
     const unsigned uneven = HALF == SUB ? 0 : (low ^ high) % 2, even = HALF == SUB ? 0 : high;
     float* const b = block + first * LINE + first + HALF;
     float* const product = block + (first + HALF) * LINE + first;
@@ -364,7 +370,8 @@ __device__ __forceinline__ void invert_pairs(float* block)
     __syncthreads();
 }
 
-// The whole thread block: V → U = V⁻¹ of the block's first `size` columns, in place. What lies below the diagonal is used.
+// The whole thread block: V → U = V⁻¹ of the block's first `size` columns, in place. What lies below the diagonal is
+// used.
 __device__ __forceinline__ void block_invert(float* block, const float* reciprocals, unsigned size)
 {
     const unsigned warp = threadIdx.x / 32;
@@ -380,10 +387,10 @@ __device__ __forceinline__ void block_invert(float* block, const float* reciproc
     }
 }
 
-// C ← β · C + α · A · Bᵀ with a depth of one block at most, in tiles of ROWS × COLUMNS: a product that the next block waits for. Tiles
-// are a quarter of those of product.cuh, so that few of them still reach all multiprocessors, and everything that a tile reads is
-// under way at once. With TRIANGULAR, B is upper triangular. C may be A where COLUMNS are all columns: a thread block has read its
-// rows before it writes them.
+// C ← β · C + α · A · Bᵀ with a depth of one block at most, in tiles of ROWS × COLUMNS: a product that the next block
+// waits for. Tiles are a quarter of those of product.cuh, so that few of them still reach all multiprocessors, and
+// everything that a tile reads is under way at once. With TRIANGULAR, B is upper triangular. C may be A where COLUMNS
+// are all columns: a thread block has read its rows before it writes them.
 template <unsigned ROWS, unsigned COLUMNS, Region REGION, bool TRIANGULAR, bool ALIGNED>
 __device__ __forceinline__ void thin_product(const Product& product)
 {
@@ -395,7 +402,9 @@ __device__ __forceinline__ void thin_product(const Product& product)
         return;
     }
     const unsigned tile_rows = divide_up(product.rows, ROWS);
-    const uint2 at = REGION == Region::Upper ? tile_upper(blockIdx.x) : make_uint2(blockIdx.x % tile_rows, blockIdx.x / tile_rows);
+    const uint2 at = REGION == Region::Upper
+        ? tile_upper(blockIdx.x)
+        : make_uint2(blockIdx.x % tile_rows, blockIdx.x / tile_rows);
     const unsigned from_row = at.x * ROWS, from_column = at.y * COLUMNS;
     const float* const a = product.a.pointer + blockIdx.z * product.a.batch_stride;
     const float* const b = product.b.pointer + blockIdx.z * product.b.batch_stride;
@@ -407,8 +416,11 @@ __device__ __forceinline__ void thin_product(const Product& product)
             const unsigned line = i / (SUB / STEP), depth = first + i % (SUB / STEP) * STEP;
             const bool of_a = line < ROWS;
             const unsigned row = of_a ? from_row + line : from_column + line - ROWS;
-            const unsigned left = row < (of_a ? product.rows : product.columns) && depth < product.depth ? min(product.depth - depth, STEP) : 0;
-            const float* const source = left == 0 ? a : of_a ? a + row * product.a.stride + depth : b + row * product.b.stride + depth;
+            const unsigned rows = of_a ? product.rows : product.columns;
+            const unsigned left = row < rows && depth < product.depth ? min(product.depth - depth, STEP) : 0;
+            const float* const start = of_a ? a : b;
+            const float* const source =
+                left > 0 ? start + row * (of_a ? product.a.stride : product.b.stride) + depth : start;
             const unsigned target = shared_address(operands + line * LINE + depth);
             if constexpr (ALIGNED) {
                 copy_async_16(target, source, left * 4);
@@ -420,7 +432,8 @@ __device__ __forceinline__ void thin_product(const Product& product)
     }
 
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, within = lane % 4;
-    // Warps w and w + 4 share a scheduler: where squares to the right take less, it gets one of the left and one of the right.
+    // Warps w and w + 4 share a scheduler: where squares to the right take less, it gets one of the left and one of the
+    // right.
     const unsigned number = TRIANGULAR && warp >= 4 ? 11 - warp : warp;
     const unsigned square = number / 2, tile = number % 2 * 2;
     const unsigned square_row = square / (COLUMNS / SUB), square_column = square % (COLUMNS / SUB);
@@ -474,7 +487,8 @@ __device__ __forceinline__ void thin_product(const Product& product)
 #pragma unroll
     for (unsigned e = 0; e < 16; e += 2) {
         const unsigned i = e / 8, j = e / 4 % 2, n = e % 4, row = row_of(i, n), column = column_of(j, n);
-        const float2 value = make_float2(fmaf(product.alpha, sums[i][j][n], old[i][j][n]), fmaf(product.alpha, sums[i][j][n + 1], old[i][j][n + 1]));
+        const float2 value = make_float2(
+            fmaf(product.alpha, sums[i][j][n], old[i][j][n]), fmaf(product.alpha, sums[i][j][n + 1], old[i][j][n + 1]));
         float* const target = c + row * product.c.stride + column;
         if (ALIGNED && wanted(row, column) && wanted(row, column + 1)) {
             __stcg(reinterpret_cast<float2*>(target), value);

@@ -7,23 +7,24 @@
 //        │       H₂₂ │   update  H₁₁ ← H₁₁ − V₁₂·V₁₂ᵀ
 //        └───────────┘   factor  H₁₁ = V₁₁·V₁₁ᵀ
 //
-// Few blocks are not split in halves but factored one after the other, each with V_b and H₁₁ ← H₁₁ − V_b·V_bᵀ for all rows above.
+// Few blocks are not split in halves but factored one after the other, each with its V_b and H₁₁ ← H₁₁ − V_b·V_bᵀ.
 //
 // Dimensions: H, V f32 [batch, n, n], of which the upper triangle is read and written; U_kk f32 [batch, n / 128 up, 128,
 //             128]. Any n, any batch.
 // Launch:     factor_update_f32, factor_solve_f32 as product.cuh says; factor_block_f32 (batch) × FACTOR_THREADS with
 //             FACTOR_SHARED; thin products (tiles of the region, 1, batch) × FACTOR_THREADS: factor_divide_f32 in tiles of
-//             FACTOR_DIVIDE_ROWS × 128 with FACTOR_DIVIDE_SHARED, factor_subtract_f32 and factor_solve_thin_f32 in square tiles of
-//             FACTOR_SUBTRACT_TILE with FACTOR_SUBTRACT_SHARED; factor_save_f32, factor_restore_f32 (squares of SQUARE of the
-//             upper triangle, 1, batch) × FLAT_THREADS.
+//             FACTOR_DIVIDE_ROWS × 128 with FACTOR_DIVIDE_SHARED, factor_subtract_f32 and factor_solve_thin_f32 in
+//             square tiles of FACTOR_SUBTRACT_TILE with FACTOR_SUBTRACT_SHARED; factor_save_f32, factor_restore_f32
+//             (squares of SQUARE of the upper triangle, 1, batch) × FLAT_THREADS.
 // Requires:   for products rows that start at multiples of 16 bytes, or the entry `…_any`; other kernels take every stride.
 // Oracle:     reference::factor
 // Tolerance:  |V·Vᵀ − H| ≤ testkit::tolerance::split_factor_residual · √(h_ii·h_jj), whatever the condition of H
 //
-// Operations: n³ / 3, nearly all in products of half of what is left; bytes: products read their operands once a tile. What the
-// products wait for is a chain of blocks: 15 µs each (factor_block.cuh), then one round of thin tiles, 3 µs to 7. Model of an
-// A100, every launch with its waves and 3 µs of its own, tensor cores at 55 to 75 % of 156 TFLOP/s: n = 1024 in 0.2 ms, 4096 in 1.8
-// (12 TFLOP/s), 12288 in 22 (28), 49152 in 1060 (37 of the 52 that three products leave). Not measured.
+// Operations: n³ / 3, nearly all in products of half of what is left. Bytes: products read their operands once a tile.
+// What the products wait for is a chain of blocks: 15 µs each (factor_block.cuh), then one round of thin tiles, 3 to 7.
+// Model of an A100, every launch with its waves and 3 µs of its own, tensor cores at 55 to 75 % of 156 TFLOP/s: n = 1024
+// in 0.2 ms, 4096 in 1.8 (12 TFLOP/s), 12288 in 22 (28), 49152 in 1060 (37 of the 52 that three products leave). Not
+// measured.
 
 #include "factor_block.cuh"
 
@@ -97,8 +98,8 @@ extern "C" __global__ void __launch_bounds__(FACTOR_THREADS) factor_block_f32(
 
 namespace {
 
-// One square of 32: what lies on one side of the diagonal goes to the other. Rows are read and written whole; the square is
-// turned in shared memory, whose rows of 33 numbers meet no bank twice either way.
+// One square of 32: what lies on one side of the diagonal goes to the other. Rows are read and written whole; the
+// square is turned in shared memory, whose rows of 33 numbers meet no bank twice either way.
 template <bool SAVE>
 __device__ __forceinline__ void mirror(float* matrix, unsigned long long stride, unsigned n)
 {
@@ -164,6 +165,7 @@ extern "C" __global__ void __launch_bounds__(FLAT_THREADS) factor_restore_f32(
     const uint2 tile = tile_upper(blockIdx.x);
     const unsigned column = tile.x * SQUARE + threadIdx.x;
     if (tile.x == tile.y && threadIdx.x < SQUARE && column < n) {
-        own[column * (stride + 1)] = diagonals[static_cast<unsigned long long>(blockIdx.z) * n + column] + added[blockIdx.z];
+        const float kept = diagonals[static_cast<unsigned long long>(blockIdx.z) * n + column];
+        own[column * (stride + 1)] = kept + added[blockIdx.z];
     }
 }

@@ -14,13 +14,13 @@
 // Oracle:     reference::invert_upper
 // Tolerance:  |U·V − I| by testkit::tolerance::split_inverse_residual times |U|·|V|·|U|·|V|
 //
-// Operations: n³ / 3, in products of a half by halves of a half. Nothing below the diagonal is read or written: a triangular
-// product ends with U_kk, which has its zeros.
+// Operations: n³ / 3, in products of a half by halves of a half. Nothing below the diagonal is read or written: a
+// triangular product ends with U_kk, which has its zeros.
 
 #include "factor_block.cuh"
 
-// B ← B + α·Q·B₂ and the like; and, in place, α·U_kk·B and α·B·U_kk, where one tile spans the depth, so that a thread block has
-// read all that it overwrites.
+// B ← B + α·Q·B₂ and the like; and, in place, α·U_kk·B and α·B·U_kk, where one tile spans the depth, so that a thread
+// block has read all that it overwrites.
 PRODUCT(factor_multiply_f32, Along::Depth, Along::Tile, Region::Full)
 
 extern "C" __global__ void __launch_bounds__(FLAT_THREADS) factor_multiply_sum_f32(const Product product)
@@ -49,7 +49,8 @@ extern "C" __global__ void __launch_bounds__(FACTOR_THREADS) factor_block_invert
     }
     __syncthreads();
     block_invert(block, reciprocals, size);
-    block_store_whole(block, inverses + (static_cast<unsigned long long>(batch) * gridDim.x + blockIdx.x) * PANEL * PANEL, size);
+    const unsigned long long number = static_cast<unsigned long long>(batch) * gridDim.x + blockIdx.x;
+    block_store_whole(block, inverses + number * PANEL * PANEL, size);
 }
 
 // Puts U_kk in the place of V_kk.

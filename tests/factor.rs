@@ -170,8 +170,8 @@ fn factors_and_inverses_are_what_they_are_called() {
     });
 }
 
-/// With a last block that is not whole; rows at multiples of 16 bytes, and not. Many blocks are split in halves: that path is
-/// taken by a batch of which two matrices fail.
+/// With a last block that is not whole; rows at multiples of 16 bytes, and not. Many blocks are split in halves: that
+/// path is taken by a batch of which two matrices fail.
 #[test]
 fn large_matrices_have_them_too() {
     on_fast_device(|device| {
@@ -195,8 +195,18 @@ fn large_matrices_have_them_too() {
     on_device(|device| check(device, "n = 400 every 401", &[scaled(3, 400)], 400, 401));
 }
 
-/// Condition 1e8: from the scales of columns, to which a factorization is indifferent; and from the spectrum alone, where f32
-/// holds no more of the smallest eigenvalue than its order of magnitude, so that a pivot may be a rounding error below zero.
+/// So many matrices that even one block each is more than are factored one by one.
+#[test]
+fn large_batches_have_them_too() {
+    on_fast_device(|device| {
+        let many: Batch = (0..300).map(|seed| rounded(&positive_definite(seed, 3, 1e3))).collect();
+        check(device, "300 of n = 3", &many, 3, 3);
+    });
+}
+
+/// Condition 1e8: from the scales of columns, to which a factorization is indifferent; and from the spectrum alone,
+/// where f32 holds no more of the smallest eigenvalue than its order of magnitude, so that a pivot may be a rounding
+/// error below zero.
 #[test]
 fn the_worst_condition_is_factored_or_refused() {
     on_device(|device| {
@@ -238,7 +248,8 @@ fn a_failing_pivot_is_named_and_leaves_the_others_alone() {
             (5, f32::INFINITY, 3),
             (128, f32::NAN, 60),
         ] {
-            // Everything else is an identity, so that the pivot is the entry; or what an entry off the diagonal makes of it.
+            // Everything else is an identity, so that the pivot is the entry; or what an entry off the diagonal makes
+            // of it.
             let mut bad: Vec<f32> = (0..n * n).map(|at| f32::from(u8::from(at / n == at % n))).collect();
             bad[row * n + column] = value;
             let hessians: Batch = vec![good.clone(), bad, good.clone()];
@@ -376,8 +387,8 @@ fn damping_is_raised_until_there_is_a_factor() {
     });
 }
 
-/// U of the golden problems. H that is off by ε·√(h_ii·h_jj) moves U by −up(U·δH·Uᵀ)·U (the differential of a Cholesky factor), of
-/// which no entry exceeds ε · g_i · Σ_k g_k·|u_kj|, with g = |U|·√diag(H).
+/// U of the golden problems. H that is off by ε·√(h_ii·h_jj) moves U by −up(U·δH·Uᵀ)·U (the differential of a Cholesky
+/// factor), of which no entry exceeds ε · g_i · Σ_k g_k·|u_kj|, with g = |U|·√diag(H).
 #[test]
 fn golden_inverse_factors_are_met() {
     let cases = testkit::golden::prune_cases();

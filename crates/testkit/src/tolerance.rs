@@ -51,16 +51,17 @@ pub fn factor_residual(n: usize, unit: f64) -> f64 {
     gamma / (1.0 - gamma)
 }
 
-/// [`factor_residual`] of an f32 factorization whose products are split into tf32, as in [`split_gemm_tolerance`]. Its solves
-/// multiply by inverted diagonal blocks of 128 columns, so a bound would have these blocks' |V|·|V⁻¹| beside the one; those errors
-/// have random signs and stay far below that, which this demands.
+/// [`factor_residual`] of an f32 factorization whose products are split into tf32, as in [`split_gemm_tolerance`]. Its
+/// solves multiply by inverted diagonal blocks of 128 columns, so a bound would have these blocks' |V|·|V⁻¹| beside the
+/// one; those errors have random signs and stay far below that, which this demands.
 pub fn split_factor_residual(n: usize) -> f64 {
     factor_residual(3 * n + 12, UNIT_F32)
 }
 
-/// The residual (U·V − I)_ij of an inverse U ≈ V⁻¹ made by halves, U₁₂ = −U₁₁·(V₁₂·U₂₂), in split products, as a share of
-/// (|U|·|V|·|U|·|V|)_ij: each of the two products of a level leaves [`split_gemm_tolerance`] of |U₁₁|·|V₁₂|·|U₂₂|, which V₂₂ then
-/// multiplies (Higham, section 14.2, method 2B); |U|·|V| ≥ I stands for the factor that a level inherits from the halves.
+/// The residual (U·V − I)_ij of an inverse U ≈ V⁻¹ made by halves, U₁₂ = −U₁₁·(V₁₂·U₂₂), in split products, as a share
+/// of (|U|·|V|·|U|·|V|)_ij: each of the two products of a level leaves [`split_gemm_tolerance`] of |U₁₁|·|V₁₂|·|U₂₂|,
+/// which V₂₂ then multiplies; |U|·|V| ≥ I stands for what a level inherits from its halves (compare Higham, section
+/// 14.2).
 pub fn split_inverse_residual(n: usize) -> f64 {
     2.0 * gamma(3 * n + 12, UNIT_F32)
 }
