@@ -196,7 +196,6 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     workload("factor_divide_f32", "n = 640", 0, |device| factored(device, 640, 1, false)),
     workload("factor_subtract_f32", "n = 640", 0, |device| factored(device, 640, 1, false)),
     workload("factor_update_f32", "16 of n = 640", 0, |device| factored(device, 640, 16, false)),
-    workload("factor_solve_f32", "16 of n = 640", 0, |device| factored(device, 640, 16, false)),
     workload("factor_multiply_f32", "n = 640", 0, |device| factored(device, 640, 1, true)),
     workload("prune_select_histogram", "512 rows, 128 columns", 0, |device| panel(device, None)),
     workload("prune_sweep_given", "512 rows, 128 columns", SWEEP_BYTES, |device| panel(device, Some(Stays::Given))),
