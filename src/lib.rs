@@ -28,6 +28,8 @@ mod product;
 #[cfg(feature = "cuda")]
 mod select;
 #[cfg(feature = "cuda")]
+mod solve;
+#[cfg(feature = "cuda")]
 mod sweep;
 #[cfg(feature = "cuda")]
 mod trailing;
@@ -42,6 +44,8 @@ pub use hessian::{Input, Prepared, Summary, accumulate, prepare};
 pub use matrix::{MatrixMut, MatrixRef};
 #[cfg(feature = "cuda")]
 pub use select::{PASSES, Score, Selector, Shards, apply};
+#[cfg(feature = "cuda")]
+pub use solve::{Factor, Outcome, Selection, Settings, solve};
 #[cfg(feature = "cuda")]
 pub use sweep::{Block, Grid, Stays, Swept, WIDEST_GROUP, sweep};
 #[cfg(feature = "cuda")]

@@ -3,7 +3,6 @@
 
 mod support;
 
-use cudarc::driver::CudaViewMut;
 use prune_cuda::{Block, Device, Error, Grid, MatrixMut, MatrixRef, Stays, Swept, sweep};
 use reference::Matrix;
 use std::sync::Mutex;
@@ -98,14 +97,12 @@ fn run(device: &Device, case: &Case, weight: &[f32], factor: &[f32], inverse: &[
             grid: grid.as_ref(),
         };
         let apart = MatrixRef::with_stride(current.view(), rows, width, stride).expect("a matrix");
-        let mut losses: CudaViewMut<'_, f64> = losses.view_mut();
-        let mut delta_matrix = matrix(delta.view_mut());
         let swept = Swept {
-            keep: &mut MatrixMut::new(keep.view_mut(), rows, words).expect("a matrix"),
+            keep: MatrixMut::new(keep.view_mut(), rows, words).expect("a matrix"),
             first,
-            losses: &mut losses,
-            delta: case.apart.then_some(&mut delta_matrix),
-            errors: Some(&mut matrix(errors.view_mut())),
+            losses: losses.view_mut(),
+            delta: case.apart.then_some(matrix(delta.view_mut())),
+            errors: Some(matrix(errors.view_mut())),
         };
         sweep(device, case.apart.then_some(&apart), &mut matrix(weights.view_mut()), &block, swept).expect("sweeps");
     }
@@ -317,11 +314,11 @@ fn wrong_shapes_are_named() {
             let mut weights = device.zeros::<f32>(1 << 14).expect("memory");
             let mut keep = device.zeros::<u32>(1 << 10).expect("memory");
             let mut losses = device.zeros::<f64>(rows).expect("memory");
-            let mut losses = losses.slice_mut(..);
+            let losses = losses.slice_mut(..);
             let swept = Swept {
-                keep: &mut MatrixMut::new(keep.slice_mut(..), rows, words).expect("a matrix"),
+                keep: MatrixMut::new(keep.slice_mut(..), rows, words).expect("a matrix"),
                 first: 0,
-                losses: &mut losses,
+                losses,
                 delta: None,
                 errors: None,
             };
