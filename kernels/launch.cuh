@@ -25,6 +25,19 @@ constexpr unsigned FLAT_THREADS = 256;
 // Kernels of one thread block that reduce a vector.
 constexpr unsigned REDUCE_THREADS = 1024;
 
+// factor_block.cuh: a diagonal block with rows four banks apart, and the reciprocals of its diagonal.
+constexpr unsigned FACTOR_THREADS = 256;
+constexpr unsigned FACTOR_SHARED = 68096;
+
+// Products with one block, in thin tiles: factor_divide takes 32 rows of all columns, factor_subtract 64 × 64.
+constexpr unsigned FACTOR_DIVIDE_ROWS = 32;
+constexpr unsigned FACTOR_DIVIDE_SHARED = 84480;
+constexpr unsigned FACTOR_SUBTRACT_TILE = 64;
+constexpr unsigned FACTOR_SUBTRACT_SHARED = 67584;
+
+// factor_save, factor_restore: squares that are turned in shared memory.
+constexpr unsigned SQUARE = 32;
+
 // prune_sweep: a tile of W̃ of this many rows, U_b in two stages, and the pivots: two thread blocks fit on a multiprocessor
 // of an A100. Groups of 32 columns need stages twice as high.
 constexpr unsigned SWEEP_ROWS = 128;

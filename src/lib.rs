@@ -18,6 +18,8 @@ mod device;
 #[cfg(feature = "cuda")]
 mod error;
 #[cfg(feature = "cuda")]
+mod factor;
+#[cfg(feature = "cuda")]
 mod hessian;
 #[cfg(feature = "cuda")]
 mod matrix;
@@ -38,6 +40,8 @@ mod trailing;
 pub use device::Device;
 #[cfg(feature = "cuda")]
 pub use error::Error;
+#[cfg(feature = "cuda")]
+pub use factor::{Factored, Failure, RAISES, factor, factor_damped, factor_diagonals, failures, invert, restore, save};
 #[cfg(feature = "cuda")]
 pub use hessian::{Input, Prepared, Summary, accumulate, prepare};
 #[cfg(feature = "cuda")]

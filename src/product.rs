@@ -35,7 +35,7 @@ impl Operand {
     }
 
     /// Whether every row begins at a multiple of 16 bytes.
-    fn is_aligned(self) -> bool {
+    pub(crate) fn is_aligned(self) -> bool {
         self.address.is_multiple_of(16) && self.stride.is_multiple_of(4) && self.batch_stride.is_multiple_of(4)
     }
 }

@@ -51,6 +51,21 @@ pub fn factor_residual(n: usize, unit: f64) -> f64 {
     gamma / (1.0 - gamma)
 }
 
+/// [`factor_residual`] of an f32 factorization whose products are split into tf32, as in [`split_gemm_tolerance`]. Its
+/// solves multiply by inverted diagonal blocks of 128 columns, so a bound would have these blocks' |V|·|V⁻¹| beside the
+/// one; those errors have random signs and stay far below that, which this demands.
+pub fn split_factor_residual(n: usize) -> f64 {
+    factor_residual(3 * n + 12, UNIT_F32)
+}
+
+/// The residual (U·V − I)_ij of an inverse U ≈ V⁻¹ made by halves, U₁₂ = −U₁₁·(V₁₂·U₂₂), in split products, as a share
+/// of (|U|·|V|·|U|·|V|)_ij: each of the two products of a level leaves [`split_gemm_tolerance`] of |U₁₁|·|V₁₂|·|U₂₂|,
+/// which V₂₂ then multiplies; |U|·|V| ≥ I stands for what a level inherits from its halves (compare Higham, section
+/// 14.2).
+pub fn split_inverse_residual(n: usize) -> f64 {
+    2.0 * gamma(3 * n + 12, UNIT_F32)
+}
+
 /// What agreement with the golden float64 answers means: |a − b| ≤ 1e-9 · max(1, |b|). They went through an explicit
 /// inverse, so they carry κ(H)·n·u, and damping bounds κ: no eigenvalue exceeds the trace, n times the mean of the
 /// diagonal, and none is below the 0.01 times that mean which was added. 256 / 0.01 · 256 · u = 7e-10.
