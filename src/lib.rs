@@ -14,6 +14,8 @@
 //! their [`Device`] and return at once, unless they say that they wait.
 
 #[cfg(feature = "cuda")]
+mod baselines;
+#[cfg(feature = "cuda")]
 mod device;
 #[cfg(feature = "cuda")]
 mod error;
@@ -36,6 +38,8 @@ mod sweep;
 #[cfg(feature = "cuda")]
 mod trailing;
 
+#[cfg(feature = "cuda")]
+pub use baselines::{Pattern, magnitude, norms, wanda};
 #[cfg(feature = "cuda")]
 pub use device::Device;
 #[cfg(feature = "cuda")]
