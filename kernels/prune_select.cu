@@ -5,7 +5,7 @@
 // Dimensions: W f32 [rows, columns], any; bits u32 [rows, words].
 // Launch:     prune_select_{histogram, ties, drop}: any number of thread blocks × SELECT_THREADS, the same for the last two;
 //             prune_select_rows: (rows) × SELECT_THREADS; prune_select_groups, prune_apply_bits: a warp for 32 columns,
-//             FLAT_THREADS.
+//             FLAT_THREADS; prune_norms_f32: a thread a column, FLAT_THREADS.
 // Requires:   what the host checks: count ≤ rows · columns; bits that begin with a word.
 // Oracle:     reference::smallest, reference::magnitude, reference::wanda, reference::n_of_m
 // Tolerance:  none: the choice is exact for the scores as f32 has them.
@@ -426,5 +426,18 @@ extern "C" __global__ void __launch_bounds__(FLAT_THREADS) prune_apply_bits(
     const unsigned column = static_cast<unsigned>(word % words) * 32 + lane;
     if (row < rows && column < columns && (keep[row * keep_stride + column / 32] >> lane & 1) == 0) {
         weights[row * stride + column] = 0.0f;
+    }
+}
+
+// ‖x_j‖ = √H_jj of a layer's inputs, which Wanda's scores are made of.
+extern "C" __global__ void __launch_bounds__(FLAT_THREADS) prune_norms_f32(
+    const float* __restrict__ hessian,    // f32 [columns, columns], a row every `stride`: H = XᵀX, not damped
+    float* __restrict__ norms,            // f32 [columns], out
+    unsigned long long stride,
+    unsigned columns)
+{
+    const unsigned j = blockIdx.x * FLAT_THREADS + threadIdx.x;
+    if (j < columns) {
+        norms[j] = sqrtf(hessian[j * (stride + 1)]);
     }
 }

@@ -19,10 +19,12 @@
 // errors, and takes every parts-th turn behind it. With two thread blocks on each of 108 multiprocessors this keeps all of
 // them busy from 6912 rows on instead of 27648.
 //
-// Operations for a full panel: 8128 fma a row (and 960 · (parts − 1) that are done again), 2.0 wavefronts of shared memory
-// for every four of them: at 128 fma and 1 wavefront a cycle and multiprocessor, fma is the limit. Bytes: W̃ is read once,
-// Q written once; Δ and E, if wanted, are written once, and Δ reads W once. The tile keeps each w̃ as it was when its column was
-// reached, from which q and e follow again when all is written, by whole lines.
+// Operations for a full panel: 8128 fma a row, and 960 · (parts − 1) that are done again. A warp of rows takes 8128 fma and
+// 3400 wavefronts of shared memory (24 for every 64 fma behind a piece): 4064 and 3400 cycles of a multiprocessor of an
+// A100, where fma is the limit; 2032 and 3400 on an H100, whose shared memory is no faster, at 60 % of its fma. Two rows a
+// thread would share the loads of U_b, but halve the warps that hide the chain of a piece.
+// Bytes: W̃ is read once, Q written once; Δ and E, if wanted, are written once, and Δ reads W once. The tile keeps each w̃ as
+// it was when its column was reached, from which q and e follow again when all is written, by whole lines.
 
 #include "common.cuh"
 
@@ -68,6 +70,14 @@ static_assert(SWEEP_THREADS == SWEEP_ROWS && SWEEP_THREADS == PANEL, "a thread f
 __device__ __forceinline__ unsigned tile_at(unsigned row, unsigned chunk)
 {
     return row * PANEL + (chunk ^ (row % 8)) * CHUNK;
+}
+
+// One store: written as an assignment, it may come out as four, of which each meets the same banks from every fourth row.
+__device__ __forceinline__ void store_chunk(float* to, float4 four)
+{
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};"
+                 ::"r"(shared_address(to)), "f"(four.x), "f"(four.y), "f"(four.z), "f"(four.w)
+                 : "memory");
 }
 
 // The columns of a panel in the slots of a tile. A group of m columns begins at a multiple of SLOTS slots, the next power of
@@ -346,13 +356,13 @@ __device__ __forceinline__ void sweep_rows(const Sweep& sweep)
         if (part == 0) {
 #pragma unroll
             for (unsigned c = 0; c < PIECE_CHUNKS; ++c) {
-                *reinterpret_cast<float4*>(tile + tile_at(line, first_chunk + c)) =
-                    make_float4(values[c * 4], values[c * 4 + 1], values[c * 4 + 2], values[c * 4 + 3]);
+                const float4 four = make_float4(values[c * 4], values[c * 4 + 1], values[c * 4 + 2], values[c * 4 + 3]);
+                store_chunk(tile + tile_at(line, first_chunk + c), four);
             }
         }
         for (unsigned chunk = first_chunk + PIECE_CHUNKS + part; chunk < chunks; chunk += sweep.parts) {
-            float4* const four = reinterpret_cast<float4*>(tile + tile_at(line, chunk));
-            float4 sums = *four;
+            float* const four = tile + tile_at(line, chunk);
+            float4 sums = *reinterpret_cast<const float4*>(four);
 #pragma unroll
             for (unsigned j = 0; j < PIECE; ++j) {
                 const float4 u = *reinterpret_cast<const float4*>(inverse + j * PANEL + chunk * CHUNK);
@@ -361,7 +371,7 @@ __device__ __forceinline__ void sweep_rows(const Sweep& sweep)
                 sums.z = fmaf(minus[j], u.z, sums.z);
                 sums.w = fmaf(minus[j], u.w, sums.w);
             }
-            *four = sums;
+            store_chunk(four, sums);
         }
     }
     if (speaks) {

@@ -15,6 +15,7 @@
 
 #![cfg(feature = "cuda")]
 
+mod baselines;
 mod device;
 mod error;
 mod factor;
@@ -24,9 +25,11 @@ mod module;
 mod pack;
 mod product;
 mod select;
+mod solve;
 mod sweep;
 mod trailing;
 
+pub use baselines::{Pattern, magnitude, norms, wanda};
 pub use device::Device;
 pub use error::Error;
 pub use factor::{Factored, Failure, RAISES, factor, factor_damped, factor_diagonals, failures, invert, restore, save};
@@ -38,5 +41,6 @@ pub use pack::{
     pack_two_four, unpack_bitmask, unpack_two_four,
 };
 pub use select::{PASSES, Score, Selector, Shards, apply};
+pub use solve::{Factor, Outcome, Selection, Settings, solve};
 pub use sweep::{Block, Grid, Stays, Swept, WIDEST_GROUP, sweep};
 pub use trailing::{bring_errors, clear_columns, invert_panels, push_errors};

@@ -143,6 +143,16 @@ impl<'a, T> MatrixMut<'a, T> {
         MatrixRef::with_stride(self.data.slice(..), self.rows, self.columns, self.stride)
     }
 
+    /// The first columns of all rows, to be read.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are not as many.
+    pub(crate) fn leading(&self, columns: usize) -> Result<MatrixRef<'_, T>, Error> {
+        let (rows, columns) = (0..self.rows, 0..columns);
+        let elements = elements(self.shape(), (self.rows, self.columns, self.stride), &rows, &columns)?;
+        MatrixRef::with_stride(self.data.slice(elements), self.rows, columns.len(), self.stride)
+    }
+
     /// Some columns of all rows.
     ///
     /// # Errors

@@ -119,18 +119,18 @@ pub struct Block<'a> {
 
 /// What a sweep leaves beside Q.
 #[derive(Debug)]
-pub struct Swept<'a, 'b> {
+pub struct Swept<'a> {
     /// u32 [rows, words], in, or out where groups are chosen from: bit `first` + j of a row, counted from the lowest of the
     /// first word, is set if column j stays.
-    pub keep: &'a mut MatrixMut<'b, u32>,
+    pub keep: MatrixMut<'a, u32>,
     /// The bit of the panel's first column. Bits before it are left alone; those behind the panel may be zeroed.
     pub first: usize,
     /// f64 `[rows]`, in/out: Σ e² / 2 is added.
-    pub losses: &'a mut CudaViewMut<'b, f64>,
+    pub losses: CudaViewMut<'a, f64>,
     /// f32 [rows, width], out: Δ = W − Q.
-    pub delta: Option<&'a mut MatrixMut<'b, f32>>,
+    pub delta: Option<MatrixMut<'a, f32>>,
     /// f32 [rows, width], out: E.
-    pub errors: Option<&'a mut MatrixMut<'b, f32>>,
+    pub errors: Option<MatrixMut<'a, f32>>,
 }
 
 /// As in the kernel's file.
@@ -176,11 +176,11 @@ pub fn sweep(
     current: Option<&MatrixRef<'_, f32>>,
     weights: &mut MatrixMut<'_, f32>,
     block: &Block<'_>,
-    swept: Swept<'_, '_>,
+    swept: Swept<'_>,
 ) -> Result<(), Error> {
-    let Swept { keep, first, losses, delta, errors } = swept;
+    let Swept { mut keep, first, mut losses, mut delta, mut errors } = swept;
     let (rows, width) = (weights.rows(), weights.columns());
-    check(current, weights, block, keep, first, losses.len())?;
+    check(current, weights, block, &keep, first, losses.len())?;
     for (what, output) in [("delta", &delta), ("errors", &errors)] {
         if let Some(output) = output
             && (output.rows(), output.columns()) != (rows, width)
@@ -197,14 +197,14 @@ pub fn sweep(
     let current = current.transpose()?;
     let (current, current_stride) = current.as_ref().map_or((w, weight_stride), |((at, _), s)| (*at, *s as u64));
     let strides = [delta.as_ref(), errors.as_ref()].map(|output| output.map_or(0, |output| output.stride() as u64));
-    let delta = delta.map(|delta| device.address_mut("delta", &mut delta.data)).transpose()?;
-    let errors = errors.map(|errors| device.address_mut("errors", &mut errors.data)).transpose()?;
+    let delta = delta.as_mut().map(|delta| device.address_mut("delta", &mut delta.data)).transpose()?;
+    let errors = errors.as_mut().map(|errors| device.address_mut("errors", &mut errors.data)).transpose()?;
     let [delta, errors] = [&delta, &errors].map(|output| output.as_ref().map_or(0, |(address, _)| *address));
     let (inverse, _inverse) = device.address("the inverse", &block.inverse.data)?;
     let (pivots, _pivots) = device.address("the pivots", &block.pivots.data)?;
     let keep_stride = keep.stride() as u64;
     let (keep, _keep) = device.address_mut("keep", &mut keep.data)?;
-    let (losses, _losses) = device.address_mut("losses", losses)?;
+    let (losses, _losses) = device.address_mut("losses", &mut losses)?;
     let grid = block.grid.map(|grid| {
         let (scale, zero) = (device.address("scale", &grid.scale)?, device.address("zero", &grid.zero)?);
         Ok::<_, Error>((scale, zero, grid.top))

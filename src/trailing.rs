@@ -70,6 +70,9 @@ fn multiply(
     if (b.rows(), b.columns()) != (depth, columns) {
         return Err(Error::shape(b_name, b.shape(), format!("[{depth}, {columns}] for {a_name} {}", a.shape())));
     }
+    if rows == 0 || columns == 0 {
+        return Ok(());
+    }
     let strides = [a.stride(), b.stride(), c.stride()];
     let (a, _a) = device.address(a_name, &a.data)?;
     let (b, _b) = device.address(b_name, &b.data)?;

@@ -3,11 +3,10 @@
 
 mod support;
 
-use cudarc::driver::CudaViewMut;
 use prune_cuda::{Block, Device, Error, Grid, MatrixMut, MatrixRef, Stays, Swept, sweep};
 use reference::Matrix;
 use std::sync::Mutex;
-use support::{Guarded, SIZES, on_device, on_fast_device, spread};
+use support::{Guarded, SIZES, on_device, on_fast_device, profiles, spread};
 use testkit::audit::{Problem, Solved, audit};
 use testkit::generate::{Layer, Random, layer};
 use testkit::golden::Choice;
@@ -98,14 +97,12 @@ fn run(device: &Device, case: &Case, weight: &[f32], factor: &[f32], inverse: &[
             grid: grid.as_ref(),
         };
         let apart = MatrixRef::with_stride(current.view(), rows, width, stride).expect("a matrix");
-        let mut losses: CudaViewMut<'_, f64> = losses.view_mut();
-        let mut delta_matrix = matrix(delta.view_mut());
         let swept = Swept {
-            keep: &mut MatrixMut::new(keep.view_mut(), rows, words).expect("a matrix"),
+            keep: MatrixMut::new(keep.view_mut(), rows, words).expect("a matrix"),
             first,
-            losses: &mut losses,
-            delta: case.apart.then_some(&mut delta_matrix),
-            errors: Some(&mut matrix(errors.view_mut())),
+            losses: losses.view_mut(),
+            delta: case.apart.then_some(matrix(delta.view_mut())),
+            errors: Some(matrix(errors.view_mut())),
         };
         sweep(device, case.apart.then_some(&apart), &mut matrix(weights.view_mut()), &block, swept).expect("sweeps");
     }
@@ -302,6 +299,35 @@ fn the_same_panel_gives_the_same_bits() {
     assert!(seen.windows(2).all(|pair| pair[0] == pair[1]));
 }
 
+/// No bank conflict, no more sectors than hold what is moved, W̃ read once and each output written once.
+#[test]
+fn shared_memory_is_free_of_conflicts_and_global_memory_moves_whole_lines() {
+    let rows = 64;
+    for groups in [None, Some((2, 4)), Some((4, 8)), Some((8, 16)), Some((16, 32))] {
+        let case = Case { apart: true, ..Case::new(rows, PANEL, groups) };
+        for profile in profiles(|device| check(device, &case)) {
+            let what = format!("{}: {case:?}", profile.geometry.kernel);
+            let (loads, stores) = (profile.global_loads, profile.global_stores);
+            assert_eq!((profile.shared_loads.conflicts(), profile.shared_stores.conflicts()), (0, 0), "{what}");
+            assert_eq!(profile.local_bytes, [0, 0], "{what}");
+            let panel = (rows * PANEL * size_of::<f32>()) as u64;
+            // Q, Δ and E; then losses and bits, 24 bytes a row that fill no sector.
+            assert!(
+                stores.sectors <= 3 * panel / 32 + 6 * rows as u64,
+                "{what}: {} sectors are stored",
+                stores.sectors
+            );
+            // What is copied, and W for Δ; V's diagonal, of which every entry is a sector, losses and bits.
+            let blocks = u64::from(profile.geometry.grid[0]);
+            let few = (profile.asynchronous_bytes + panel) / 32 + blocks * PANEL as u64 + 24 * rows as u64;
+            assert!(loads.sectors <= few, "{what}: {} sectors are loaded, {few} suffice", loads.sectors);
+            // W̃, and U_b from each piece's first column on: at most three quarters of it.
+            let most = panel + blocks * (PANEL * PANEL * size_of::<f32>() * 3 / 4) as u64;
+            assert!(profile.asynchronous_bytes <= most, "{what}: {} bytes are copied", profile.asynchronous_bytes);
+        }
+    }
+}
+
 #[test]
 fn wrong_shapes_are_named() {
     on_device(|device| {
@@ -317,11 +343,11 @@ fn wrong_shapes_are_named() {
             let mut weights = device.zeros::<f32>(1 << 14).expect("memory");
             let mut keep = device.zeros::<u32>(1 << 10).expect("memory");
             let mut losses = device.zeros::<f64>(rows).expect("memory");
-            let mut losses = losses.slice_mut(..);
+            let losses = losses.slice_mut(..);
             let swept = Swept {
-                keep: &mut MatrixMut::new(keep.slice_mut(..), rows, words).expect("a matrix"),
+                keep: MatrixMut::new(keep.slice_mut(..), rows, words).expect("a matrix"),
                 first: 0,
-                losses: &mut losses,
+                losses,
                 delta: None,
                 errors: None,
             };

@@ -146,3 +146,16 @@ pub(crate) fn spread<T: Copy>(values: &[T], columns: usize, stride: usize, gap: 
     }
     spread
 }
+
+/// What the launches of `test` did, counted by the emulated device; nothing on a real one.
+pub(crate) fn profiles(test: impl Fn(&Device)) -> Vec<emulator::profile::Profile> {
+    let taken = Mutex::new(Vec::new());
+    with_options(&[Options { profile: true, ..Options::default() }], |device| {
+        test(device);
+        device.synchronize().expect("no kernel failed");
+        if let Some(emulator) = emulator() {
+            taken.lock().unwrap_or_else(PoisonError::into_inner).extend(emulator.profiles());
+        }
+    });
+    taken.into_inner().unwrap_or_else(PoisonError::into_inner)
+}

@@ -2,7 +2,8 @@
 
 use crate::golden::Choice;
 use crate::tolerance::{
-    UNIT_F32, factor_residual, gamma, hessian_tolerance, solve_tolerance, sweep_split_tolerance, sweep_tolerance,
+    UNIT_F32, factor_residual, gamma, hessian_split_tolerance, hessian_tolerance, solve_tolerance,
+    split_factor_residual, sweep_split_tolerance, sweep_tolerance,
 };
 use crate::{assert_close, assert_same_mask};
 use reference::{
@@ -221,7 +222,11 @@ pub fn audit_factor(what: &str, problem: &Problem, solved: &Solved) {
     assert_close(&format!("{what}: V·Vᵀ"), got.values(), want.values(), |at| {
         let (a, b) = (want[(at / n, at / n)], want[(at % n, at % n)]);
         // Every shard's sum is one more rounding, the damping two.
-        hessian_tolerance(problem.tokens() + 10, a, b) + factor_residual(n, UNIT_F32) * (a * b).sqrt()
+        let tokens = problem.tokens() + 10;
+        match solved.split {
+            true => hessian_split_tolerance(tokens, a, b) + split_factor_residual(n) * (a * b).sqrt(),
+            false => hessian_tolerance(tokens, a, b) + factor_residual(n, UNIT_F32) * (a * b).sqrt(),
+        }
     });
 }
 
