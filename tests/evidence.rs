@@ -34,9 +34,18 @@ const PIPELINES: [&str; 11] = [
 fn nothing_spills_and_main_loops_are_what_they_should_be() {
     let nvcc = nvcc::locate().unwrap_or_else(|error| panic!("{error}"));
     let mut loops = 0;
-    for architecture in ARCHITECTURES {
-        for (_, ptx) in prune_cuda::ptx() {
-            for kernel in sass::inspect(&nvcc, ptx, architecture).unwrap_or_else(|error| panic!("{error}")) {
+    // ptxas takes seconds for a file and knows nothing of the others.
+    let inspected: Vec<(&str, Vec<sass::Kernel>)> = std::thread::scope(|scope| {
+        let inspect = |architecture: &'static str| {
+            let all = prune_cuda::ptx().map(|(_, ptx)| sass::inspect(&nvcc, ptx, architecture));
+            (architecture, all.flat_map(|kernels| kernels.unwrap_or_else(|error| panic!("{error}"))).collect())
+        };
+        let running = ARCHITECTURES.map(|architecture| scope.spawn(move || inspect(architecture)));
+        running.map(|thread| thread.join().expect("no panic")).into_iter().collect()
+    });
+    for (architecture, kernels) in inspected {
+        {
+            for kernel in kernels {
                 let what = format!("{} on {architecture}", kernel.name);
                 assert_eq!(kernel.spills, 0, "{what} spills");
                 if PIPELINES.contains(&kernel.name.as_str()) {

@@ -86,9 +86,10 @@ fn hessian<T: prune_cuda::Input + Copy>(device: &Device, one: T) -> Result<(), E
     prune_cuda::accumulate(device, &inputs, &mut MatrixMut::new(hessian.slice_mut(..), columns, columns)?, 1.0, 0.0)
 }
 
-/// Bytes that square tiles of 128 read and write: two strips of 128 by `depth` f32 for each, and the result once.
-const fn tiles_bytes(rows: u64, columns: u64, depth: u64) -> u64 {
-    (rows / 128) * (columns / 128) * 2 * 128 * depth * 4 + rows * columns * 4
+/// Bytes that square tiles of 128 read and write: two strips of 128 by `depth` f32 for each, and the result once for every part
+/// of the depth that is summed apart.
+const fn tiles_bytes(rows: u64, columns: u64, depth: u64, splits: u64) -> u64 {
+    (rows / 128) * (columns / 128) * 2 * 128 * depth * 4 + splits * rows * columns * 4
 }
 
 /// Identity matrices with a little beside the diagonal, [batch · n, n].
@@ -106,14 +107,18 @@ fn factored(device: &Device, n: usize, batch: usize, inverse: bool) -> Result<()
 }
 
 const PANEL: usize = 128;
-const ROWS: usize = 512;
+/// Rows of a panel for which every multiprocessor of an A100 has two thread blocks: with fewer, rows are shared by threads.
+const ROWS: usize = 216 * 128;
 
-/// Bytes of a sweep: W and its bits, Q and Δ, the losses in and out, and for each thread block of 128 rows U_b from its diagonal
-/// pieces of 16 rows on, and the pivots.
+/// Rows, and columns before the panel, of an update.
+const UPDATED: usize = 512;
+
+/// Bytes of a sweep: W̃, W and the bits, Q and Δ, the losses in and out, and for each thread block of 128 rows U_b from its
+/// diagonal pieces of 16 rows on, and the pivots.
 const SWEEP_BYTES: u64 = {
     let rows = ROWS as u64;
     let pieces = 16 * 4 * (128 + 112 + 96 + 80 + 64 + 48 + 32 + 16);
-    rows * (3 * 128 * 4 + 16 + 16) + rows / 128 * (pieces + 128 * 4)
+    rows * (4 * 128 * 4 + 16 + 16) + rows / 128 * (pieces + 128 * 4)
 };
 
 fn panel(device: &Device, stays: Option<Stays>) -> Result<(), Error> {
@@ -132,27 +137,29 @@ fn panel(device: &Device, stays: Option<Stays>) -> Result<(), Error> {
     let inverse = MatrixRef::new(inverse.slice(..), PANEL, PANEL)?;
     let (mut losses, mut delta) = (device.zeros::<f64>(ROWS)?, device.zeros::<f32>(ROWS * PANEL)?);
     let swept = Swept {
-        keep: &mut keep,
+        keep,
         first: 0,
-        losses: &mut losses.slice_mut(..),
-        delta: Some(&mut MatrixMut::new(delta.slice_mut(..), ROWS, PANEL)?),
+        losses: losses.slice_mut(..),
+        delta: Some(MatrixMut::new(delta.slice_mut(..), ROWS, PANEL)?),
         errors: None,
     };
     let block = Block { inverse: &inverse, pivots: &pivots, stays, grid: None };
-    sweep(device, None, &mut MatrixMut::new(weights.slice_mut(..), ROWS, PANEL)?, &block, swept)
+    let current = device.upload(&values)?;
+    let current = MatrixRef::new(current.slice(..), ROWS, PANEL)?;
+    sweep(device, Some(&current), &mut MatrixMut::new(weights.slice_mut(..), ROWS, PANEL)?, &block, swept)
 }
 
 fn update(device: &Device) -> Result<(), Error> {
-    let [weights, delta, above] = [PANEL, ROWS, PANEL].map(|columns| device.zeros::<f32>(ROWS * columns));
+    let [weights, delta, above] = [PANEL, UPDATED, PANEL].map(|columns| device.zeros::<f32>(UPDATED * columns));
     let (weights, delta, above, inverse) = (weights?, delta?, above?, device.upload(&definite(PANEL, 1))?);
-    let [mut owed, mut current] = [device.zeros::<f32>(ROWS * PANEL)?, device.zeros::<f32>(ROWS * PANEL)?];
+    let [mut owed, mut current] = [device.zeros::<f32>(UPDATED * PANEL)?, device.zeros::<f32>(UPDATED * PANEL)?];
     bring_errors(
         device,
-        &MatrixRef::new(weights.slice(..), ROWS, PANEL)?,
-        (&MatrixRef::new(delta.slice(..), ROWS, ROWS)?, &MatrixRef::new(above.slice(..), ROWS, PANEL)?),
+        &MatrixRef::new(weights.slice(..), UPDATED, PANEL)?,
+        (&MatrixRef::new(delta.slice(..), UPDATED, UPDATED)?, &MatrixRef::new(above.slice(..), UPDATED, PANEL)?),
         &MatrixRef::new(inverse.slice(..), PANEL, PANEL)?,
-        &mut MatrixMut::new(owed.slice_mut(..), ROWS, PANEL)?,
-        &mut MatrixMut::new(current.slice_mut(..), ROWS, PANEL)?,
+        &mut MatrixMut::new(owed.slice_mut(..), UPDATED, PANEL)?,
+        &mut MatrixMut::new(current.slice_mut(..), UPDATED, PANEL)?,
     )
 }
 
@@ -197,12 +204,12 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     workload("factor_subtract_f32", "n = 640", 0, |device| factored(device, 640, 1, false)),
     workload("factor_update_f32", "16 of n = 640", 0, |device| factored(device, 640, 16, false)),
     workload("factor_multiply_f32", "n = 640", 0, |device| factored(device, 640, 1, true)),
-    workload("prune_select_histogram", "512 rows, 128 columns", 0, |device| panel(device, None)),
-    workload("prune_sweep_given", "512 rows, 128 columns", SWEEP_BYTES, |device| panel(device, Some(Stays::Given))),
-    workload("prune_sweep_4", "512 rows, 128 columns", SWEEP_BYTES, |device| {
+    workload("prune_select_histogram", "27648 rows, 128 columns", 0, |device| panel(device, None)),
+    workload("prune_sweep_given", "27648 rows, 128 columns", SWEEP_BYTES, |device| panel(device, Some(Stays::Given))),
+    workload("prune_sweep_4", "27648 rows, 128 columns", SWEEP_BYTES, |device| {
         panel(device, Some(Stays::Groups { keep: 2, group: 4 }))
     }),
-    workload("prune_trailing_f32", "512 rows, 128 columns, 512 before", tiles_bytes(512, 128, 512), update),
+    workload("prune_trailing_f32", "512 rows, 128 columns, 512 before", tiles_bytes(512, 128, 512, 2), update),
     Workload { by_data: true, ..workload("pack_bitmask_multiply_f16_x1", "[512, 512]", 0, |device| packed(device, 1)) },
     workload("pack_two_four_multiply_f16", "[512, 512], 2560 tokens", TWO_FOUR_BYTES, |device| packed(device, 2560)),
 ];

@@ -110,9 +110,8 @@ impl Set for Panel {
                 let inverse = MatrixRef::new(inverse.slice(..), PANEL, PANEL)?;
                 let block = Block { inverse: &inverse, pivots: &pivots, stays, grid: None };
                 let mut weights = MatrixMut::new(weights.slice_mut(..), rows, PANEL)?;
-                let (mut losses, mut delta) = (losses.slice_mut(..), MatrixMut::new(delta.slice_mut(..), rows, PANEL)?);
-                let swept =
-                    Swept { keep: &mut keep, first: 0, losses: &mut losses, delta: Some(&mut delta), errors: None };
+                let (losses, delta) = (losses.slice_mut(..), MatrixMut::new(delta.slice_mut(..), rows, PANEL)?);
+                let swept = Swept { keep, first: 0, losses, delta: Some(delta), errors: None };
                 sweep(device, None, &mut weights, &block, swept)
             }
         }
