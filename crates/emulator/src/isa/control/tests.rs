@@ -400,7 +400,7 @@ fn lanes_wait_for_lanes_of_their_warp_at_an_mbarrier() {
 /// Lanes that went different ways meet at an instruction of the whole warp, in every order in which the ways are gone.
 #[test]
 fn lanes_meet_at_an_aligned_instruction() {
-    let body = "setp.lt.u32 %p1, %laneid, 5;\nmov.u32 %r2, %laneid;\n@%p1 bra JOIN;\nadd.u32 %r2, %r2, 100;\n\
+    let body = "mov.u32 %r2, %laneid;\nsetp.lt.u32 %p1, %r2, 5;\n@%p1 bra JOIN;\nadd.u32 %r2, %r2, 100;\n\
                 mul.lo.u32 %r2, %r2, 3;\nJOIN:\nmovmatrix.sync.aligned.m8n8.trans.b16 %r3, %r2;\n\
                 movmatrix.sync.aligned.m8n8.trans.b16 %r3, %r3;\nst.global.u32 [%dst], %r3;";
     for seed in 0..8 {
