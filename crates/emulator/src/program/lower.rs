@@ -218,7 +218,8 @@ impl<'a> Scope<'a> {
         let mut given_back = Vec::new();
         for (operand, parameter) in results.iter().zip(&function.returns) {
             let (symbol, copy) = self.parameter(operand, parameter).map_err(fail)?;
-            given_back.extend(copy.map(|[_, give]| give));
+            // Nothing is copied to where nobody looks.
+            given_back.extend(copy.filter(|_| *operand != Operand::Sink).map(|[_, give]| give));
             names.insert(parameter.name.clone(), symbol);
         }
         // The body sees its parameters and the module, nothing of the caller.
