@@ -301,10 +301,16 @@ impl<'a> Scope<'a> {
     }
 
     pub(super) fn finish(mut self, entry: &Function) -> Result<Program, DecodeError> {
-        let shared = self.shared.end;
-        for (what, bytes, most) in [("local", self.local, MOST_LOCAL), ("static shared", shared, MOST_SHARED)] {
+        let parameters = self.parameters.last().map_or(0, |&(offset, size)| offset + size);
+        // PTX ISA, kernel function parameters.
+        let most_parameters = if self.version() < (8, 1) { 4352 } else { 32764 };
+        for (what, bytes, most) in [
+            ("local memory", self.local, MOST_LOCAL),
+            ("static shared memory", self.shared.end, MOST_SHARED),
+            ("parameters", parameters, most_parameters),
+        ] {
             if bytes > most {
-                let message = format!("{bytes} bytes of {what} memory, of which there are at most {most}");
+                let message = format!("{bytes} bytes of {what}, of which there are at most {most}");
                 return Err(Self::error(entry.line, entry.name.clone(), message));
             }
         }
