@@ -191,11 +191,11 @@ fn peer(before: Before, first: usize, loaded: &Loaded) -> Vec<Finding> {
                 }
                 match before {
                     Before::Send if rank == 0 => communicator.send(&data, 1).unwrap(),
-                    Before::Send => drop(communicator.recv(&mut out, 0).unwrap()),
+                    Before::Send => _ = communicator.recv(&mut out, 0).unwrap(),
                     Before::Broadcast => {
-                        drop(communicator.broadcast((rank == 1).then_some(&data), &mut out, 1).unwrap());
+                        _ = communicator.broadcast((rank == 1).then_some(&data), &mut out, 1).unwrap();
                     }
-                    _ => drop(communicator.all_reduce(&data, &mut out, &ReduceOp::Sum).unwrap()),
+                    _ => _ = communicator.all_reduce(&data, &mut out, &ReduceOp::Sum).unwrap(),
                 }
                 if rank == 1 || before == Before::Behind {
                     increment(&stream, &function, memory);
