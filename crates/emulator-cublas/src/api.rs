@@ -21,6 +21,9 @@ const VERSION: i32 = 130_000;
 /// CUBLAS_POINTER_MODE_DEVICE.
 const POINTER_MODE_DEVICE: u32 = 1;
 
+/// Products of one call.
+const MOST_PRODUCTS: usize = 1 << 20;
+
 /// A handle's settings.
 #[derive(Clone, Copy, Debug, Default)]
 struct Settings {
@@ -282,6 +285,13 @@ struct Operand {
     stride: i64,
 }
 
+impl Operand {
+    /// The address of one matrix of the batch. Where a stride leads out of all memory, the driver finds nothing there.
+    fn at(&self, index: i64) -> u64 {
+        self.address.wrapping_add_signed(index.wrapping_mul(self.stride).wrapping_mul(self.number.size() as i64))
+    }
+}
+
 fn operand(address: u64, number: Number, leading: i32, stride: i64) -> Operand {
     Operand { address, number, leading, stride }
 }
@@ -351,6 +361,10 @@ fn multiply(
     if sizes.m == 0 || sizes.n == 0 || count == 0 {
         return Ok(());
     }
+    // Each product has regions of its own, which must fit into the memory of the host.
+    if count > MOST_PRODUCTS {
+        return Err((NOT_SUPPORTED, format!("{count} products are more than the {MOST_PRODUCTS} of one call here")));
+    }
     let on_device = settings.pointer_mode == POINTER_MODE_DEVICE;
     let (at_alpha, at_beta, number) = (scalars.alpha as u64, scalars.beta as u64, scalars.number);
     // SAFETY: in host mode the scalars are in host memory and read before the call returns.
@@ -367,7 +381,7 @@ fn multiply(
         };
         for index in 0..count as i64 {
             let element = matrix.number.size();
-            let address = matrix.address.wrapping_add_signed(index * matrix.stride * element as i64);
+            let address = matrix.at(index);
             let (width, pitch) = (rows as u64 * element, matrix.leading as u64 * element);
             let region = Region { address, width, pitch, height: columns as u64, write: 0 };
             regions.extend(read.then_some(region));
@@ -375,7 +389,7 @@ fn multiply(
         }
     }
     let matrix = |operand: Operand, transposed, index: i64| Matrix {
-        address: operand.address.wrapping_add_signed(index * operand.stride * operand.number.size() as i64),
+        address: operand.at(index),
         number: operand.number,
         leading: operand.leading as u64,
         transposed,

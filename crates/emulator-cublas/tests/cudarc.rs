@@ -121,6 +121,24 @@ fn batches_are_strided() {
 }
 
 #[test]
+fn batches_beyond_all_memory_are_refused() {
+    let (_turn, _) = machine(&Options { log: false, ..Options::default() });
+    let (stream, blas) = start();
+    let (a, b) = (stream.alloc_zeros::<f32>(600).unwrap(), stream.alloc_zeros::<f32>(600).unwrap());
+    let mut c = stream.alloc_zeros::<f32>(600).unwrap();
+    let mut multiply = |batch_size, stride_a| {
+        let batch = StridedBatchedConfig { gemm: config(N, N), batch_size, stride_a, stride_b: 0, stride_c: 0 };
+        // SAFETY: the emulator checks what is there.
+        unsafe { blas.gemm_strided_batched(batch, &a, &b, &mut c) }
+    };
+    // What would be checked for each product does not fit into memory.
+    assert_eq!(multiply(i32::MAX, 0).unwrap_err().0, sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
+    multiply(3, i64::MAX / 2).unwrap();
+    let error = stream.synchronize().unwrap_err();
+    assert_eq!(error.0, cudarc::driver::sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+}
+
+#[test]
 fn a_matrix_that_is_too_small_is_an_illegal_access() {
     let (_turn, loaded) = machine(&Options { log: false, ..Options::default() });
     let (stream, blas) = start();

@@ -56,6 +56,8 @@ pub type Enqueue =
 /// The driver's functions.
 struct Driver {
     enqueue: Enqueue,
+    clock: unsafe extern "C" fn(*mut u32, usize) -> usize,
+    follow: unsafe extern "C" fn(*const u32, usize),
     current_device: unsafe extern "C" fn(*mut c_int) -> u32,
     current_context: unsafe extern "C" fn(*mut u64) -> u32,
     push_context: unsafe extern "C" fn(u64) -> u32,
@@ -104,6 +106,8 @@ fn find() -> Option<Driver> {
     unsafe {
         Some(Driver {
             enqueue: function(symbol(c"emulator_enqueue")?),
+            clock: function(symbol(c"emulator_clock")?),
+            follow: function(symbol(c"emulator_follow")?),
             current_device: function(symbol(c"cuCtxGetDevice")?),
             current_context: function(symbol(c"cuCtxGetCurrent")?),
             push_context: function(symbol(c"cuCtxPushCurrent_v2")?),
@@ -180,6 +184,35 @@ pub fn retain(device: i32) -> Result<u64, u32> {
 pub fn release(device: i32) -> Result<(), u32> {
     // SAFETY: any number may be given as a device to the emulated driver.
     checked(unsafe { (driver().ok_or(UNKNOWN)?.release)(device) })
+}
+
+/// The order of a piece of work among all work in streams: itself, and what is over before it begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Clock(Vec<u32>);
+
+/// The clock of the work that calls this while it runs; one that knows nothing if none does.
+pub fn clock() -> Clock {
+    let Some(driver) = driver() else { return Clock::default() };
+    let mut numbers = Vec::new();
+    loop {
+        // SAFETY: there is room for as many numbers as the vector has.
+        let count = unsafe { (driver.clock)(numbers.as_mut_ptr(), numbers.len()) };
+        if count <= numbers.len() {
+            numbers.truncate(count);
+            return Clock(numbers);
+        }
+        numbers.resize(count, 0);
+    }
+}
+
+/// The work that calls this while it runs, has waited for the one with this clock, so that what comes behind the former
+/// in its stream follows the latter. Without it, what one stream learns from another in a library would not order them
+/// for the checks for races.
+pub fn follow(clock: &Clock) {
+    if let Some(driver) = driver() {
+        // SAFETY: the pointer is to as many numbers.
+        unsafe { (driver.follow)(clock.0.as_ptr(), clock.0.len()) };
+    }
 }
 
 type Job = Box<dyn FnMut() -> Progress + Send>;

@@ -1,6 +1,6 @@
 //! The functions of `libnccl.so`.
 
-use crate::clique::{Clique, Collective, Kind};
+use crate::clique::{Clique, Collective, Kind, Part};
 use crate::reduce::{Number, Reduction};
 use emulator_link::{Progress, Region};
 use std::cell::{Cell, RefCell};
@@ -226,14 +226,19 @@ fn collective(
         Ok((own.clique.clone(), own.rank, own.context, own.collectives))
     })?;
     let (given, taken) = collective.bytes(rank, clique.ranks);
-    let mut regions = vec![Region::read(send, given as u64), Region::written(receive, taken as u64)];
-    regions.retain(|region| region.width > 0);
-    let mut handed_in = false;
-    enqueue(context, stream, format!("{name} by rank {rank}"), regions, move || {
+    let label = format!("{name} by rank {rank}");
+    // Two pieces of work: others wait for what this rank hands in, but never for what it then takes.
+    let meeting = clique.clone();
+    enqueue(context, stream, label.clone(), vec![Region::read(send, given as u64)], move || {
         // SAFETY: the driver has checked that these bytes are there.
-        let mut part = (!std::mem::replace(&mut handed_in, true)).then(|| unsafe { read(send, given) });
-        clique.meet(turn, rank, collective, &mut part, |share| {
-            // SAFETY: likewise.
+        let bytes = unsafe { read(send, given) };
+        meeting.hand_in(turn, rank, collective, Part { bytes, clock: emulator_link::clock() });
+        Progress::Done
+    })?;
+    enqueue(context, stream, label, vec![Region::written(receive, taken as u64)], move || {
+        clique.take(turn, rank, |share, clocks| {
+            clocks.iter().for_each(|clock| emulator_link::follow(clock));
+            // SAFETY: the driver has checked that these bytes are there.
             unsafe { std::ptr::copy_nonoverlapping(share.as_ptr(), receive as *mut u8, share.len()) }
         })
     })
@@ -402,7 +407,8 @@ api! {
         let regions = vec![Region::read(buffer, bytes as u64)];
         enqueue(context, stream, format!("ncclSend by rank {rank}"), regions, move || {
             // SAFETY: the driver has checked that these bytes are there.
-            clique.send(rank, to, unsafe { read(buffer, bytes) });
+            let bytes = unsafe { read(buffer, bytes) };
+            clique.send(rank, to, Part { bytes, clock: emulator_link::clock() });
             Progress::Done
         })
     }
@@ -414,8 +420,9 @@ api! {
         let regions = vec![Region::written(buffer, bytes as u64)];
         enqueue(context, stream, format!("ncclRecv by rank {rank}"), regions, move || {
             clique.receive(from, rank, bytes, |message| {
+                emulator_link::follow(&message.clock);
                 // SAFETY: the driver has checked that these bytes are there.
-                unsafe { std::ptr::copy_nonoverlapping(message.as_ptr(), buffer as *mut u8, bytes) }
+                unsafe { std::ptr::copy_nonoverlapping(message.bytes.as_ptr(), buffer as *mut u8, bytes) }
             })
         })
     }

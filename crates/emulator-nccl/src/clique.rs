@@ -1,7 +1,7 @@
 //! The ranks of one communicator, and what they exchange.
 
 use crate::reduce::{Number, Reduction, reduce};
-use emulator_link::Progress;
+use emulator_link::{Clock, Progress};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -38,9 +38,21 @@ impl Collective {
         }
     }
 
+    /// Whether what `rank` takes depends on what `other` hands in. Nothing else orders ranks: a root that only sends
+    /// may be done before others have come.
+    fn depends(&self, rank: usize, other: usize) -> bool {
+        self.count > 0
+            && match self.kind {
+                Kind::AllReduce(_) | Kind::AllGather | Kind::ReduceScatter(_) => true,
+                Kind::Reduce(_, root) => rank == root,
+                Kind::Broadcast(root) => other == root,
+            }
+    }
+
     /// What the ranks make together of what each handed in.
-    fn combine(&self, parts: &[Option<Vec<u8>>]) -> Vec<u8> {
-        let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_deref().unwrap_or_default()).collect();
+    fn combine(&self, parts: &[Option<Part>]) -> Vec<u8> {
+        let parts: Vec<&[u8]> =
+            parts.iter().map(|part| part.as_ref().map_or(&[][..], |part| part.bytes.as_slice())).collect();
         match self.kind {
             Kind::AllReduce(reduction) | Kind::Reduce(reduction, _) | Kind::ReduceScatter(reduction) => {
                 reduce(self.number, reduction, &parts)
@@ -60,11 +72,19 @@ impl Collective {
     }
 }
 
+/// What a rank hands in, and when.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) clock: Clock,
+}
+
 /// One collective under way.
 struct Round {
     collective: Collective,
-    parts: Vec<Option<Vec<u8>>>,
-    result: Option<Arc<Vec<u8>>>,
+    parts: Vec<Option<Part>>,
+    /// What the parts make, and when each was handed in.
+    result: Option<Arc<(Vec<u8>, Vec<Clock>)>>,
     taken: usize,
     /// Why it cannot be done.
     failed: bool,
@@ -75,7 +95,7 @@ struct Inner {
     joined: Vec<bool>,
     rounds: HashMap<u64, Round>,
     /// Messages from one rank to another.
-    messages: HashMap<(usize, usize), VecDeque<Vec<u8>>>,
+    messages: HashMap<(usize, usize), VecDeque<Part>>,
     aborted: bool,
 }
 
@@ -129,18 +149,11 @@ impl Clique {
         self.changed.notify_all();
     }
 
-    /// A rank has come to the collective of this number: hands in what it has not yet (`part`), takes what is there.
-    pub(crate) fn meet(
-        &self,
-        number: u64,
-        rank: usize,
-        collective: Collective,
-        part: &mut Option<Vec<u8>>,
-        take: impl FnOnce(&[u8]),
-    ) -> Progress {
+    /// A rank hands in its part of the collective of this number. This waits for nobody.
+    pub(crate) fn hand_in(&self, number: u64, rank: usize, collective: Collective, part: Part) {
         let mut inner = self.lock();
         if inner.aborted {
-            return Progress::Done;
+            return;
         }
         let ranks = self.ranks;
         let round = inner.rounds.entry(number).or_insert_with(|| Round {
@@ -158,38 +171,50 @@ impl Clique {
                 round.collective
             );
         }
-        if let Some(part) = part.take() {
-            round.parts[rank] = Some(part);
+        if let Some(own) = round.parts.get_mut(rank) {
+            *own = Some(part);
         }
+    }
+
+    /// A rank that has handed in takes its share, once all have. `take` also gets the clocks of those whose parts are in
+    /// it.
+    pub(crate) fn take(&self, number: u64, rank: usize, take: impl FnOnce(&[u8], &[&Clock])) -> Progress {
+        let mut inner = self.lock();
+        if inner.aborted {
+            return Progress::Done;
+        }
+        let ranks = self.ranks;
+        let Some(round) = inner.rounds.get_mut(&number) else { return Progress::Failed(LAUNCH_FAILED) };
+        let collective = round.collective;
         if !round.failed && round.result.is_none() {
             if round.parts.contains(&None) {
                 return Progress::Waiting;
             }
-            round.result = Some(Arc::new(collective.combine(&round.parts)));
-            round.parts.clear();
+            let whole = collective.combine(&round.parts);
+            let parts = std::mem::take(&mut round.parts).into_iter();
+            round.result = Some(Arc::new((whole, parts.map(|part| part.unwrap_or_default().clock).collect())));
         }
-        let (result, failed) = (round.result.clone(), round.failed);
+        let result = round.result.clone().filter(|_| !round.failed);
         round.taken += 1;
         if round.taken == ranks {
             inner.rounds.remove(&number);
         }
         drop(inner);
-        match result.filter(|_| !failed) {
-            Some(result) => {
-                take(collective.share(&result, rank, ranks));
-                Progress::Done
-            }
-            None => Progress::Failed(LAUNCH_FAILED),
-        }
+        let Some(result) = result else { return Progress::Failed(LAUNCH_FAILED) };
+        let (whole, clocks) = &*result;
+        let sources = clocks.iter().enumerate().filter(|(other, _)| collective.depends(rank, *other));
+        let clocks: Vec<&Clock> = sources.map(|(_, clock)| clock).collect();
+        take(collective.share(whole, rank, ranks), &clocks);
+        Progress::Done
     }
 
     /// Leaves a message. It need not be waited for: what is sent is a copy.
-    pub(crate) fn send(&self, from: usize, to: usize, message: Vec<u8>) {
+    pub(crate) fn send(&self, from: usize, to: usize, message: Part) {
         self.lock().messages.entry((from, to)).or_default().push_back(message);
     }
 
     /// Takes a message, if there is one.
-    pub(crate) fn receive(&self, from: usize, to: usize, bytes: usize, take: impl FnOnce(&[u8])) -> Progress {
+    pub(crate) fn receive(&self, from: usize, to: usize, bytes: usize, take: impl FnOnce(&Part)) -> Progress {
         let mut inner = self.lock();
         if inner.aborted {
             return Progress::Done;
@@ -198,8 +223,9 @@ impl Clique {
             return Progress::Waiting;
         };
         drop(inner);
-        if message.len() != bytes {
-            eprintln!("emulator: rank {from} sends {} bytes, of which rank {to} expects {bytes}", message.len());
+        if message.bytes.len() != bytes {
+            let sent = message.bytes.len();
+            eprintln!("emulator: rank {from} sends {sent} bytes, of which rank {to} expects {bytes}");
             return Progress::Failed(LAUNCH_FAILED);
         }
         take(&message);
@@ -211,50 +237,78 @@ impl Clique {
 mod tests {
     use super::*;
 
-    fn bytes(numbers: &[i32]) -> Option<Vec<u8>> {
-        Some(numbers.iter().flat_map(|number| number.to_ne_bytes()).collect())
+    fn bytes(numbers: &[i32]) -> Vec<u8> {
+        numbers.iter().flat_map(|number| number.to_ne_bytes()).collect()
+    }
+
+    fn part(numbers: &[i32]) -> Part {
+        Part { bytes: bytes(numbers), clock: Clock::default() }
+    }
+
+    fn nothing(_: &[u8], _: &[&Clock]) {
+        panic!("there is nothing to take");
     }
 
     #[test]
     fn ranks_wait_for_each_other_and_take_their_share() {
         let clique = Clique::new(2);
         let collective = Collective { kind: Kind::ReduceScatter(Reduction::Sum), number: Number::I32, count: 1 };
-        let nothing = |_: &[u8]| panic!("there is nothing yet");
-        assert_eq!(clique.meet(1, 0, collective, &mut bytes(&[1, 2]), nothing), Progress::Waiting);
-        assert_eq!(clique.meet(1, 0, collective, &mut None, nothing), Progress::Waiting);
-        let mut taken = Vec::new();
-        let mut take = |share: &[u8]| taken = share.to_vec();
-        assert_eq!(clique.meet(1, 1, collective, &mut bytes(&[10, 20]), &mut take), Progress::Done);
-        assert_eq!(Some(taken), bytes(&[22]));
-        let mut taken = Vec::new();
-        assert_eq!(clique.meet(1, 0, collective, &mut None, |share| taken = share.to_vec()), Progress::Done);
-        assert_eq!(Some(taken), bytes(&[11]));
+        clique.hand_in(1, 0, collective, part(&[1, 2]));
+        assert_eq!(clique.take(1, 0, nothing), Progress::Waiting);
+        assert_eq!(clique.take(1, 0, nothing), Progress::Waiting);
+        clique.hand_in(1, 1, collective, part(&[10, 20]));
+        for (rank, expected) in [(1, 22), (0, 11)] {
+            let mut taken = Vec::new();
+            let mut take = |share: &[u8], clocks: &[&Clock]| {
+                assert_eq!(clocks.len(), 2);
+                taken = share.to_vec();
+            };
+            assert_eq!(clique.take(1, rank, &mut take), Progress::Done);
+            assert_eq!(taken, bytes(&[expected]));
+        }
         assert!(clique.lock().rounds.is_empty());
+        assert_eq!(clique.take(1, 0, nothing), Progress::Failed(LAUNCH_FAILED));
+    }
+
+    #[test]
+    fn ranks_depend_on_those_whose_data_they_take() {
+        let of = |kind, count| {
+            let collective = Collective { kind, number: Number::I32, count };
+            [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(rank, other)| collective.depends(rank, other))
+        };
+        for kind in [Kind::AllReduce(Reduction::Sum), Kind::AllGather, Kind::ReduceScatter(Reduction::Sum)] {
+            assert_eq!(of(kind, 1), [true; 4]);
+            assert_eq!(of(kind, 0), [false; 4]);
+        }
+        assert_eq!(of(Kind::Reduce(Reduction::Sum, 1), 1), [false, false, true, true]);
+        assert_eq!(of(Kind::Broadcast(1), 1), [false, true, false, true]);
     }
 
     #[test]
     fn ranks_that_disagree_fail_and_an_abort_frees_them() {
         let clique = Clique::new(2);
         let sum = Collective { kind: Kind::AllReduce(Reduction::Sum), number: Number::I32, count: 2 };
-        let nothing = |_: &[u8]| panic!("there is nothing to take");
-        assert_eq!(clique.meet(1, 0, sum, &mut bytes(&[1, 2]), nothing), Progress::Waiting);
+        clique.hand_in(1, 0, sum, part(&[1, 2]));
+        assert_eq!(clique.take(1, 0, nothing), Progress::Waiting);
         let shorter = Collective { count: 1, ..sum };
-        assert_eq!(clique.meet(1, 1, shorter, &mut bytes(&[1]), nothing), Progress::Failed(LAUNCH_FAILED));
-        assert_eq!(clique.meet(1, 0, sum, &mut None, nothing), Progress::Failed(LAUNCH_FAILED));
-        assert_eq!(clique.meet(2, 0, sum, &mut bytes(&[1, 2]), nothing), Progress::Waiting);
+        clique.hand_in(1, 1, shorter, part(&[1]));
+        assert_eq!(clique.take(1, 1, nothing), Progress::Failed(LAUNCH_FAILED));
+        assert_eq!(clique.take(1, 0, nothing), Progress::Failed(LAUNCH_FAILED));
+        clique.hand_in(2, 0, sum, part(&[1, 2]));
+        assert_eq!(clique.take(2, 0, nothing), Progress::Waiting);
         clique.abort();
-        assert_eq!(clique.meet(2, 0, sum, &mut None, nothing), Progress::Done);
+        assert_eq!(clique.take(2, 0, nothing), Progress::Done);
     }
 
     #[test]
     fn messages_arrive_in_order_and_whole() {
         let clique = Clique::new(2);
-        assert_eq!(clique.receive(0, 1, 1, |_| panic!("nothing was sent")), Progress::Waiting);
-        clique.send(0, 1, vec![1]);
-        clique.send(0, 1, vec![2]);
-        let mut taken = Vec::new();
-        assert_eq!(clique.receive(0, 1, 1, |message| taken = message.to_vec()), Progress::Done);
-        assert_eq!(taken, [1]);
+        assert_eq!(clique.receive(0, 1, 4, |_| panic!("nothing was sent")), Progress::Waiting);
+        clique.send(0, 1, part(&[1]));
+        clique.send(0, 1, part(&[2]));
+        let mut taken = Part::default();
+        assert_eq!(clique.receive(0, 1, 4, |message| taken = message.clone()), Progress::Done);
+        assert_eq!(taken, part(&[1]));
         assert_eq!(clique.receive(0, 1, 2, |_| panic!("of another size")), Progress::Failed(LAUNCH_FAILED));
     }
 }

@@ -317,6 +317,11 @@ fn registered_memory_is_pinned_until_it_is_not() {
     assert_eq!(cu!(cuMemHostGetDevicePointer_v2(Some(&mut pointer), address, 0)), 801);
     assert_eq!(cu!(cuMemHostUnregister(address)), 0);
     assert_eq!(cu!(cuMemHostUnregister(address)), 713);
+    // Past the last address there is nothing to register.
+    assert_eq!(cu!(cuMemHostRegister_v2(address, usize::MAX, 0)), 1);
+    assert_eq!(cu!(cuMemHostRegister_v2(u64::MAX - 7, 64, 0)), 1);
+    assert_eq!(cu!(cuMemHostUnregister(address)), 713);
+    assert_eq!(cu!(cuMemcpyHtoD_v2(device, u64::MAX - 7, 64)), 1);
 }
 
 #[test]

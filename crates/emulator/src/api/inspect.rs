@@ -74,6 +74,33 @@ pub unsafe extern "C" fn emulator_free(text: *mut c_char) {
     }
 }
 
+/// For the work of a library, while it runs: copies what is over once it is (its clock) to `into`, if there is room for
+/// it, and answers how many numbers that takes. Other work that waits for this one says so by [`emulator_follow`].
+///
+/// # Safety
+/// There is room for `room` numbers at `into`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn emulator_clock(into: *mut u32, room: usize) -> usize {
+    let clock = driver::stream::clock_of_work();
+    if clock.len() <= room && !clock.is_empty() {
+        // SAFETY: as the caller promises.
+        unsafe { std::ptr::copy_nonoverlapping(clock.as_ptr(), into, clock.len()) };
+    }
+    clock.len()
+}
+
+/// For the work of a library, while it runs: it has waited for what this clock, given by [`emulator_clock`], knows of.
+///
+/// # Safety
+/// `clock` points to `count` numbers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn emulator_follow(clock: *const u32, count: usize) {
+    if count > 0 {
+        // SAFETY: as the caller promises.
+        driver::stream::work_follows(unsafe { std::slice::from_raw_parts(clock, count) });
+    }
+}
+
 /// Puts work of a library into a stream: see [`emulator_link::Enqueue`].
 ///
 /// # Safety

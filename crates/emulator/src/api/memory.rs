@@ -102,8 +102,11 @@ api! {
         pitch: Out<'_, usize>,
         width: usize,
         height: usize,
-        _element: u32,
+        element: u32,
     ) |driver| {
+        if !matches!(element, 4 | 8 | 16) {
+            return Err(invalid(format!("accesses are of 4, 8 or 16 bytes, not of {element}")));
+        }
         let row = width.checked_next_multiple_of(512).ok_or_else(|| invalid("the size overflows"))?;
         let bytes = row.checked_mul(height).ok_or_else(|| invalid("the size overflows"))?;
         put(pitch, row)?;

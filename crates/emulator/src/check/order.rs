@@ -17,6 +17,16 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// What is over once this operation is, as far as the stamp tells.
+    pub(crate) fn clock(&self) -> Vec<u32> {
+        let mut clock = self.known.to_vec();
+        if clock.len() <= self.stream as usize {
+            clock.resize(self.stream as usize + 1, 0);
+        }
+        clock[self.stream as usize] = self.sequence;
+        clock
+    }
+
     /// Whether the operation `sequence` of `stream` is over before this one begins (or is this one).
     pub fn follows(&self, stream: u32, sequence: u32) -> bool {
         stream == self.stream && sequence <= self.sequence

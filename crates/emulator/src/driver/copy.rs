@@ -98,7 +98,8 @@ impl Driver {
         }
         if let (Side::Host(_) | Side::Any(_), false) = (side, self.memory.reserves(address)) {
             let registered = state.registered.range(..=address).next_back();
-            let inside = registered.is_some_and(|(&start, &size)| address + bytes <= start + size);
+            let end = address.checked_add(bytes).ok_or_else(|| invalid("the memory ends past the last address"))?;
+            let inside = registered.is_some_and(|(&start, &size)| end <= start + size);
             return Ok((address, if inside { Place::Registered } else { Place::Pageable }));
         }
         let allocation = self.memory_at(address, bytes).map_err(|(kind, reason)| invalid(reason).found(kind))?;

@@ -54,6 +54,8 @@ unsafe impl Send for HostFunction {}
 /// How an operation ended.
 pub(crate) enum Outcome {
     Done,
+    /// It is done, and what this clock knows of was over before: more than was known when it was enqueued.
+    Met(Clock),
     /// It waits for something else, and must be run again.
     Waiting(Work),
     Failed(Code),
@@ -79,6 +81,8 @@ struct Line {
     enqueued: u32,
     completed: u32,
     clock: Clock,
+    /// Operations that have met others ([`Outcome::Met`]): the number of each, and all that is over once it is. Ascending.
+    met: Vec<(u32, Clock)>,
     priority: u64,
 }
 
@@ -145,7 +149,39 @@ impl Queue {
 
     /// The host has learned that this is over.
     pub(crate) fn host_knows(&mut self, clock: &[u32]) {
-        join(&mut self.host, clock);
+        let closed = self.closed(clock);
+        join(&mut self.host, &closed);
+        // What the host knows, all knows that is enqueued from now on; what was enqueued before may still ask.
+        if self.lines.iter().all(|line| line.waiting.is_empty() && !line.running) {
+            let known = |sequence: &u32, other: &u32| sequence <= other;
+            for line in &mut self.lines {
+                line.met.retain(|(_, clock)| {
+                    clock.len() > self.host.len() || !clock.iter().zip(&self.host).all(|(own, host)| known(own, host))
+                });
+            }
+        }
+    }
+
+    /// A clock with all that is over once what it knows of is: operations that met others bring in what these knew.
+    /// Which ones, shows when they meet, not when they are enqueued: this holds of what is over only.
+    fn closed(&self, clock: &[u32]) -> Clock {
+        let mut closed = clock.to_vec();
+        // What an operation has met is closed itself, so that one pass is enough.
+        for (&sequence, line) in clock.iter().zip(&self.lines) {
+            let count = line.met.partition_point(|(met, _)| *met <= sequence);
+            if let Some((_, met)) = count.checked_sub(1).and_then(|last| line.met.get(last)) {
+                join(&mut closed, met);
+            }
+        }
+        closed
+    }
+
+    /// The operation of this stamp is over, and has met what is in `clock`.
+    fn meet(&mut self, stamp: &Stamp, clock: &[u32]) {
+        let mut met = stamp.clock();
+        join(&mut met, clock);
+        let met = self.closed(&met);
+        self.lines[stamp.stream as usize].met.push((stamp.sequence, met));
     }
 
     /// The number that the next operation of a line will have.
@@ -202,9 +238,10 @@ impl Driver {
     /// Runs one operation that may run, if there is one. The lock is given up meanwhile.
     fn step<'a>(&'a self, mut state: Guard<'a>) -> (Guard<'a>, bool) {
         let Some(line) = state.queue.choose(self.options.deferred) else { return (state, false) };
-        let Some(Queued { stamp, context, work, number }) = state.queue.lines[line].waiting.pop_front() else {
+        let Some(Queued { mut stamp, context, work, number }) = state.queue.lines[line].waiting.pop_front() else {
             return (state, false);
         };
+        stamp.known = state.queue.closed(&stamp.known).into();
         state.queue.lines[line].running = true;
         // After an error nothing of its context is carried out any more.
         let failed = state.contexts.get(&context).is_none_or(|context| context.error.is_some());
@@ -227,11 +264,15 @@ impl Driver {
             own.stalled = None;
             own.completed = stamp.sequence;
             state.queue.progress += 1;
-            if let Outcome::Failed(code) = outcome {
-                self.log(format_args!("{}: {code}", stamp.label));
-                if let Some(context) = state.contexts.get_mut(&context) {
-                    context.error.get_or_insert(code);
+            match outcome {
+                Outcome::Failed(code) => {
+                    self.log(format_args!("{}: {code}", stamp.label));
+                    if let Some(context) = state.contexts.get_mut(&context) {
+                        context.error.get_or_insert(code);
+                    }
                 }
+                Outcome::Met(clock) => state.queue.meet(&stamp, &clock),
+                Outcome::Done | Outcome::Waiting(_) => {}
             }
         }
         self.changed.notify_all();
@@ -379,6 +420,38 @@ mod tests {
         let d = queue.add_line();
         let last = push(&mut queue, d);
         assert!(follows(&last, &third) && follows(&last, &host) && !follows(&last, &alone));
+    }
+
+    #[test]
+    fn who_has_met_others_follows_what_they_followed() {
+        let mut queue = Queue::new(0);
+        let (a, b, c) = (queue.add_line(), queue.add_line(), queue.add_line());
+        let first = push(&mut queue, a);
+        let given = push(&mut queue, a);
+        let taken = push(&mut queue, b);
+        // Enqueued before they meet, directly behind and by way of an event.
+        let behind = push(&mut queue, b);
+        queue.wait(c, &taken.clock());
+        let waiting = push(&mut queue, c);
+        let later = push(&mut queue, a);
+        let closed = |queue: &Queue, stamp: &Stamp| Stamp { known: queue.closed(&stamp.known).into(), ..stamp.clone() };
+        assert!(!follows(&closed(&queue, &behind), &first));
+        queue.meet(&taken, &given.clock());
+        for stamp in [&behind, &waiting] {
+            let closed = closed(&queue, stamp);
+            assert!(follows(&closed, &first) && follows(&closed, &given) && !follows(&closed, &later));
+        }
+        // Who handed in does not follow who took, nor does a stream that waits for an earlier operation.
+        assert!(!follows(&closed(&queue, &later), &taken) && !follows(&closed(&queue, &taken), &given));
+        // It is kept as long as somebody may ask, and the host learns it.
+        queue.host_knows(&taken.clock());
+        assert_eq!(queue.lines[b].met.len(), 1);
+        assert!(follows(&push(&mut queue, c), &given));
+        for line in [a, a, b, b, c, c, a] {
+            finish(&mut queue, line);
+        }
+        queue.host_knows(&[]);
+        assert!(queue.lines.iter().all(|line| line.met.is_empty()));
     }
 
     #[test]

@@ -182,9 +182,9 @@ impl Driver {
         if address == 0 || bytes == 0 {
             return Err(invalid("there is nothing to register"));
         }
+        let end = address.checked_add(bytes as u64).ok_or_else(|| invalid("the memory ends past the last address"))?;
         let mut state = self.lock();
         state.current()?;
-        let end = address.saturating_add(bytes as u64);
         let below = state.registered.range(..end).next_back();
         if below.is_some_and(|(&start, &bytes)| start + bytes > address) || self.memory.find(address).is_some() {
             return Err(fail(Code::HOST_MEMORY_ALREADY_REGISTERED, format!("{address:#x} is registered already")));

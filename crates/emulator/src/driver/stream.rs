@@ -1,13 +1,15 @@
 //! Streams: creating, waiting, and what libraries and host functions put into them.
 
 use super::error::{Answer, Code, fail, invalid};
-use super::queue::{HostFunction, Outcome, Work};
+use super::queue::{Clock, HostFunction, Outcome, Work, join};
 use super::{Driver, Guard, Handle, State, new_handle, not_found};
 use crate::check::order::Stamp;
 use crate::memory::Touch;
 use crate::report::Kind;
 use emulator_link::Region;
+use std::cell::RefCell;
 use std::ffi::c_void;
+use std::sync::Arc;
 
 /// A stream that was created, or a per-thread default stream.
 pub(crate) struct Stream {
@@ -44,8 +46,41 @@ pub(crate) struct External {
     pub(crate) regions: Vec<Region>,
     pub(crate) work: emulator_link::Work,
     pub(crate) data: *mut c_void,
-    /// Whether it was run before, so that its regions are checked already.
+    /// Whether it was run before, so that what it reads is checked for races already.
     pub(crate) begun: bool,
+}
+
+/// What the work of a library that runs in a thread may learn and tell about its order.
+struct Meeting {
+    /// What is over once it is.
+    own: Clock,
+    /// What it says was over before it ended.
+    met: Clock,
+}
+
+std::thread_local! {
+    static MEETING: RefCell<Option<Meeting>> = const { RefCell::new(None) };
+}
+
+/// What is over once the work of a library is that runs in this thread: nothing if none does.
+pub(crate) fn clock_of_work() -> Clock {
+    MEETING.with_borrow(|meeting| meeting.as_ref().map(|meeting| meeting.own.clone()).unwrap_or_default())
+}
+
+/// The work of a library that runs in this thread has waited for what this clock knows of.
+pub(crate) fn work_follows(clock: &[u32]) {
+    MEETING.with_borrow_mut(|meeting| {
+        if let Some(meeting) = meeting {
+            join(&mut meeting.met, clock);
+        }
+    });
+}
+
+/// Runs work of a library, and tells what it has waited for.
+fn in_meeting<T>(stamp: &Stamp, work: impl FnOnce() -> T) -> (T, Clock) {
+    MEETING.set(Some(Meeting { own: stamp.clock(), met: Clock::new() }));
+    let result = work();
+    (result, MEETING.take().map(|meeting| meeting.met).unwrap_or_default())
 }
 
 // SAFETY: libraries hand work over for whatever thread runs it, as `emulator_link::enqueue` requires of its closures.
@@ -207,26 +242,40 @@ impl Driver {
         Ok(())
     }
 
-    /// Runs work of a library, its regions checked first: they may have been freed since it was enqueued.
+    /// Runs work of a library, its regions checked first: they may have been freed since it was enqueued, or since it
+    /// last had to wait.
     pub(crate) fn run_external(
         &self,
         surroundings: &super::launch::Surroundings,
         stamp: &Stamp,
         mut external: External,
     ) -> Outcome {
-        if !external.begun {
-            external.begun = true;
-            for region in &external.regions {
-                if let Err((kind, message)) = self.check_region(surroundings, region) {
-                    self.report(kind, &stamp.label, message);
-                    return Outcome::Failed(Code::of(kind));
-                }
-                self.touch_region(region, stamp);
+        for region in &external.regions {
+            if let Err((kind, message)) = self.check_region(surroundings, region) {
+                self.report(kind, &stamp.label, message);
+                return Outcome::Failed(Code::of(kind));
             }
         }
+        if !std::mem::replace(&mut external.begun, true) {
+            external
+                .regions
+                .iter()
+                .filter(|region| region.write == 0)
+                .for_each(|region| self.touch_region(region, stamp));
+        }
         // SAFETY: the library provides a function for this data; it was not dropped, for `external` is here.
-        match super::in_callback(|| unsafe { (external.work)(external.data, emulator_link::RUN) }) {
-            0 => Outcome::Done,
+        let run = || super::in_callback(|| unsafe { (external.work)(external.data, emulator_link::RUN) });
+        let (answer, met) = in_meeting(stamp, run);
+        match answer {
+            0 => {
+                // What it has waited for is over before it writes.
+                let mut known = stamp.known.to_vec();
+                join(&mut known, &met);
+                let stamp = Stamp { known: Arc::from(known), ..stamp.clone() };
+                let written = external.regions.iter().filter(|region| region.write != 0);
+                written.for_each(|region| self.touch_region(region, &stamp));
+                if met.is_empty() { Outcome::Done } else { Outcome::Met(met) }
+            }
             emulator_link::NOT_READY => Outcome::Waiting(Work::External(external)),
             code => Outcome::Failed(Code(code)),
         }

@@ -59,10 +59,11 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         _ => return Ok(None),
     };
     let (mut at, mut count, mut operation, mut ty) = (Where::Generic, 1, None, None);
-    let (mut acquire, mut release) = (false, false);
+    let (mut acquire, mut release, mut noftz) = (false, false, false);
     for modifier in &instruction.modifiers {
         match modifier.as_str() {
-            "relaxed" | "noftz" => {}
+            "relaxed" => {}
+            "noftz" => noftz = true,
             "acquire" => acquire = true,
             "release" => release = true,
             "acq_rel" => (acquire, release) = (true, true),
@@ -106,6 +107,9 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         return Err("atomic operations take global or shared memory".to_owned());
     }
     let half = matches!(ty, Type::F16 | Type::F16x2 | Type::Bf16 | Type::Bf16x2);
+    if noftz != half {
+        return Err(format!("{ty:?} {} .noftz", if half { "needs" } else { "does not take" }));
+    }
     if count == 1 && half && operation != Operation::Add {
         return Err(format!("{operation:?} of {ty:?} is defined for vectors only"));
     }

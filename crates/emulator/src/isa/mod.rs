@@ -28,7 +28,7 @@ use crate::machine::context::Context;
 use crate::machine::registers::Registers;
 use crate::machine::{Class, Fault, Flow};
 use crate::program::{Reason, Scope};
-use crate::ptx::ast::{Instruction, Type};
+use crate::ptx::ast::{Instruction, Operand, Type};
 
 /// A decoded operation.
 #[derive(Clone, Debug)]
@@ -78,6 +78,11 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Result<Op, Re
         && !takes_values(instruction, name)
     {
         return Err(format!("{} takes registers: {name} must be moved into one", instruction.opcode));
+    }
+    if instruction.operands.first() == Some(&Operand::Sink)
+        && !matches!(instruction.opcode.as_str(), "setp" | "lop3" | "atom" | "mbarrier")
+    {
+        return Err(format!("the result of {} cannot be discarded", instruction.opcode));
     }
     for family in FAMILIES {
         if let Some(op) = family(scope, instruction)? {

@@ -7,7 +7,7 @@ use super::Decoded;
 use super::forms::{check, no_type, operands};
 use crate::machine::registers::{Registers, W};
 use crate::program::Scope;
-use crate::ptx::ast::{Instruction, Type};
+use crate::ptx::ast::{Instruction, Operand, Type};
 
 /// What is done with each pair of elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,9 @@ pub fn decode(scope: &mut Scope<'_>, instruction: &Instruction) -> Decoded {
         (true, true) => return Err(format!("{opcode} takes either .sat or .add")),
     };
     let [d, a, b, c] = operands(instruction)?;
+    if ![a, b, c].iter().all(|operand| matches!(operand, Operand::Name(_))) {
+        return Err(format!("{opcode} takes registers"));
+    }
     Ok(Some(super::Op::Video(Op {
         kind,
         bits,
@@ -181,6 +184,9 @@ mod tests {
             ("vadd4.u32.u32.u32.sat.add %r9, %r0, %r1, %r2;", "either .sat or .add"),
             ("vadd4.u32.u32.u16 %r9, %r0, %r1, %r2;", "does not exist"),
             ("vadd4.u32.u32.u32 %r9, %r0, %r1;", "takes 4 operands"),
+            ("vadd4.u32.u32.u32 %r9, %r0, 1, %r2;", "takes registers"),
+            ("vadd4.u32.u32.u32 %r9, %r0, %r1, 0;", "takes registers"),
+            ("vadd4.u32.u32.u32 _, %r0, %r1, %r2;", "cannot be discarded"),
             ("vset4.u32.u32.eq %r9, %r0, %r1, %r2;", "not supported"),
         ] {
             assert!(refusal(body).contains(reason), "{body}: {}", refusal(body));

@@ -218,7 +218,8 @@ impl<'a> Scope<'a> {
         let mut given_back = Vec::new();
         for (operand, parameter) in results.iter().zip(&function.returns) {
             let (symbol, copy) = self.parameter(operand, parameter).map_err(fail)?;
-            given_back.extend(copy.map(|[_, give]| give));
+            // Nothing is copied to where nobody looks.
+            given_back.extend(copy.filter(|_| *operand != Operand::Sink).map(|[_, give]| give));
             names.insert(parameter.name.clone(), symbol);
         }
         // The body sees its parameters and the module, nothing of the caller.
@@ -300,10 +301,16 @@ impl<'a> Scope<'a> {
     }
 
     pub(super) fn finish(mut self, entry: &Function) -> Result<Program, DecodeError> {
-        let shared = self.shared.end;
-        for (what, bytes, most) in [("local", self.local, MOST_LOCAL), ("static shared", shared, MOST_SHARED)] {
+        let parameters = self.parameters.last().map_or(0, |&(offset, size)| offset + size);
+        // PTX ISA, kernel function parameters.
+        let most_parameters = if self.version() < (8, 1) { 4352 } else { 32764 };
+        for (what, bytes, most) in [
+            ("local memory", self.local, MOST_LOCAL),
+            ("static shared memory", self.shared.end, MOST_SHARED),
+            ("parameters", parameters, most_parameters),
+        ] {
             if bytes > most {
-                let message = format!("{bytes} bytes of {what} memory, of which there are at most {most}");
+                let message = format!("{bytes} bytes of {what}, of which there are at most {most}");
                 return Err(Self::error(entry.line, entry.name.clone(), message));
             }
         }

@@ -171,5 +171,23 @@ fn what_is_not_known_is_refused() {
     }
     // Wider registers are fine where the ISA relaxes it (9.4.1: ld, st, cvt).
     assert_eq!(with("", "mov.u32 %r2, 0x12345;\ncvt.u16.u32 %r9, %r2;"), [0x2345; 32]);
-    assert_eq!(with("", "add.u32 _, %r2, 1;\nmov.u32 %r9, 1;"), [1; 32]);
+    // Only a few instructions have results that can be discarded.
+    assert_eq!(with("", "setp.lt.u32 _|%p1, %gid, 5;\nselp.u32 %r9, 2, 1, %p1;")[..6], [1, 1, 1, 1, 1, 2]);
+    assert!(refusal("add.u32 _, %r2, 1;").contains("cannot be discarded"));
+}
+
+/// ptxas: "uses too much parameter space", 4352 bytes before PTX 8.1 and 32764 since.
+#[test]
+fn kernels_have_only_so_many_bytes_of_parameters() {
+    for (version, most) in [("8.0", 4352), ("8.1", 32764)] {
+        let of = |bytes: usize| {
+            let head = format!(".version {version}\n.target sm_80\n.address_size 64\n");
+            program(
+                &format!("{head}.entry k(.param .u32 a, .param .b8 b[{}]) {{ ret; }}", bytes - 4),
+                &Addresses::new(),
+            )
+        };
+        assert!(of(most).is_ok());
+        assert!(of(most + 1).is_err_and(|error| error.contains("bytes of parameters")), "{version}");
+    }
 }

@@ -168,6 +168,63 @@ fn vectors() {
     assert_eq!(output[8], 0x3f80_4000);
 }
 
+/// ISA, `atom`: `.min` and `.max` of halves are those of `min` and `max`: a number wins over NaN, two NaN give the
+/// canonical one, and −0 is less than +0; each element by itself, of a vector of halves or of pairs.
+#[test]
+fn extremes_of_vectors_of_halves() {
+    for (ty, one, two, nan) in [("f16", 0x3c00_u32, 0x4000_u32, 0x7e01_u32), ("bf16", 0x3f80, 0x4000, 0x7fc1)] {
+        let (minus, plus, canonical) = (0x8000, 0, 0x7fff);
+        // Old value, operand, least, greatest.
+        let cases = [
+            [nan, one, one, one],
+            [two, nan | 0x8000, two, two],
+            [nan, nan, canonical, canonical],
+            [plus, minus, minus, plus],
+            [minus, plus, minus, plus],
+            [one, two, one, two],
+            [one | 0x8000, two | 0x8000, two | 0x8000, one | 0x8000],
+            [minus, one | 0x8000, one | 0x8000, minus],
+        ];
+        let words = |column: usize| -> [u32; 4] {
+            std::array::from_fn(|pair| cases[2 * pair][column] | cases[2 * pair + 1][column] << 16)
+        };
+        let (old, operands) = (words(0), words(1));
+        for (operation, expected) in [("min", words(2)), ("max", words(3))] {
+            let load = "ld.global.v4.u32 {%r4, %r5, %r6, %r7}, [%in+16];\n";
+            let pairs = format!("{operation}.noftz.v4.{ty}x2");
+            // Halves come out of the pairs, and go back.
+            let split = "mov.b32 {%h0, %h1}, %r4;\nmov.b32 {%h2, %h3}, %r5;\nmov.b32 {%h4, %h5}, %r6;\n\
+                         mov.b32 {%h6, %h7}, %r7;\n";
+            let halves = format!("{operation}.noftz.v8.{ty}");
+            let eight = "{%h0, %h1, %h2, %h3, %h4, %h5, %h6, %h7}";
+            let join = "mov.b32 %r4, {%h0, %h1};\nmov.b32 %r5, {%h2, %h3};\nmov.b32 %r6, {%h4, %h5};\n\
+                        mov.b32 %r7, {%h6, %h7};\n";
+            let four = "{%r4, %r5, %r6, %r7}";
+            let (store, end) = ("st.global.v4.u32 [%out], {%r4, %r5, %r6, %r7};\n", "st.global.v4.u32 [%out+16], ");
+            let reload = "ld.global.v4.u32 {%r4, %r5, %r6, %r7}, [%in];\n";
+            for body in [
+                format!("{load}atom.global.{pairs} {four}, [%in], {four};\n{store}{reload}{end}{four};"),
+                format!(
+                    "{load}{split}atom.global.{halves} {eight}, [%in], {eight};\n{join}{store}{reload}{end}{four};"
+                ),
+            ] {
+                let input = [old, operands].concat();
+                let kernel = Kernel { body: &body, input: &input, output: 8, ..Kernel::default() };
+                let output = kernel.threads(1, 1).run();
+                assert_eq!(output, [old, expected].concat(), "{body}");
+            }
+            for body in [
+                format!("{load}red.global.{pairs} [%in], {four};\n{reload}{store}"),
+                format!("{load}{split}red.global.{halves} [%in], {eight};\n{reload}{store}"),
+            ] {
+                let input = [old, operands].concat();
+                let kernel = Kernel { body: &body, input: &input, output: 4, ..Kernel::default() };
+                assert_eq!(kernel.threads(1, 1).run(), expected, "{body}");
+            }
+        }
+    }
+}
+
 #[test]
 fn lanes_take_turns_at_one_address() {
     let body = "atom.global.add.u32 %r2, [%out+128], 1;\nst.global.u32 [%dst], %r2;";
@@ -243,6 +300,8 @@ fn what_the_isa_does_not_have_is_refused() {
         ("atom.global.add.u64 %r2, [%in], 1;", "U64"),
         ("atom.global.min.noftz.f16x2 %r2, [%in], %r3;", "vectors only"),
         ("atom.global.u32 %r2, [%in], 1;", "operation"),
+        ("red.global.v2.min.f16 [%in], {%h2, %h3};", "needs .noftz"),
+        ("atom.global.add.noftz.f32 %r2, [%in], %r3;", "does not take .noftz"),
     ] {
         let refused = refusal(body);
         assert!(refused.contains(reason), "{body}: {refused}");

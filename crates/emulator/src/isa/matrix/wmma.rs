@@ -195,12 +195,19 @@ fn element_type(matrix: Matrix, shape: Shape, name: &str) -> Option<Type> {
 }
 
 fn register(scope: &mut Scope<'_>, operand: &Operand, ty: Type, source: bool) -> Result<Register, Reason> {
-    let word = if ty.size() == 4 { ty } else { Type::B32 };
+    // Registers that hold several elements are of untyped bits, or what agrees with the pair or the four.
+    let word = match ty {
+        Type::F16 => Type::F16x2,
+        Type::S8 | Type::U8 => Type::U32,
+        // As pairs of bf16, tf32 agrees with untyped bits only.
+        Type::Bf16 | Type::B32 => Type::Bf16x2,
+        ty => ty,
+    };
     Ok(match (ty, source) {
         (Type::F64, true) => Register::Double(scope.double(operand, ty)?),
         (Type::F64, false) => Register::Double(scope.double_to(operand, Type::F64)?),
         (_, true) => Register::Word(scope.word(operand, word)?),
-        (_, false) => Register::Word(scope.word_to(operand, Type::B32)?),
+        (_, false) => Register::Word(scope.word_to(operand, word)?),
     })
 }
 
@@ -257,7 +264,10 @@ fn multiply(scope: &mut Scope<'_>, instruction: &Instruction, name: &str, rest: 
         ["s32", a @ ("s8" | "u8"), b, "s32", saturate @ ..] if a == b && matches!(saturate, [] | ["satfinite"]) => {
             (["s32", *a, "s32"], !saturate.is_empty())
         }
-        ["f64", "f64", "f64", "f64"] | ["f64", "f64", "f64", "f64", "rn"] => (["f64"; 3], false),
+        ["f64", "f64", "f64", "f64"]
+        | ["rn", "f64", "f64", "f64", "f64"]
+        // The ISA has the rounding before the types; ptxas takes it behind them, too.
+        | ["f64", "f64", "f64", "f64", "rn"] => (["f64"; 3], false),
         _ => return Err(unknown(instruction)),
     };
     let shape = Shape::parse(name).ok_or_else(|| unknown(instruction))?;
