@@ -101,10 +101,8 @@ fn prune(
 ) -> Result<CudaSlice<u32>, Error> {
     let (rows, words) = (weights.rows(), weights.columns().div_ceil(32));
     let mut keep = device.zeros::<u32>((rows * words).max(1))?;
-    let mut bits = MatrixMut::new(keep.slice_mut(..), rows, words)?;
-    choose(&mut Selector::new(device)?, &weights.as_ref()?, &mut bits)?;
-    apply(device, weights, &bits.as_ref()?)?;
-    drop(bits);
+    choose(&mut Selector::new(device)?, &weights.as_ref()?, &mut MatrixMut::new(keep.slice_mut(..), rows, words)?)?;
+    apply(device, weights, &MatrixRef::new(keep.as_view(), rows, words)?)?;
     Ok(keep)
 }
 

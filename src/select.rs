@@ -14,8 +14,11 @@ const ROWS: Entry = Entry::new(&PRUNE_SELECT, "prune_select_rows", SELECT_THREAD
 const GROUPS: Entry = Entry::new(&PRUNE_SELECT, "prune_select_groups", FLAT_THREADS, 0);
 const APPLY: Entry = Entry::new(&PRUNE_SELECT, "prune_apply_bits", FLAT_THREADS, 0);
 
-/// Thread blocks of a selection: two for each that runs at one time, so that none waits long for the last.
-const BLOCKS: u32 = 2 * RESIDENT;
+/// The most thread blocks of a selection. Each begins by reading a histogram of 16 KiB: as many as run at one time, and no more.
+const BLOCKS: u32 = RESIDENT;
+
+/// Segments of 128 columns that a warp should have at least, 2 KiB: a thread block then reads as much as its histogram.
+const FEWEST_SEGMENTS: u32 = 4;
 
 /// Words of the state, and which of them hold the ties of this device and of those before it.
 const STATE: usize = 8;
@@ -334,9 +337,8 @@ impl Selector {
             squared: squared.into(),
             pass: if let Stage::Histogram(pass) = stage { pass as u32 } else { 0 },
         };
-        // A warp for each segment of 128 columns; fewer thread blocks where there are not as many.
         let segments = blocks(rows as u64 * columns.div_ceil(128) as u64, 1)?;
-        let some = segments.div_ceil(SELECT_THREADS / 32).min(BLOCKS);
+        let some = segments.div_ceil(SELECT_THREADS / 32 * FEWEST_SEGMENTS).min(BLOCKS);
         let words = blocks(rows as u64 * columns.div_ceil(32) as u64, FLAT_THREADS / 32)?;
         let (entry, grid) = match stage {
             Stage::Histogram(_) => (&HISTOGRAM, some),
