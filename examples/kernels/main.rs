@@ -1,8 +1,10 @@
 //! Prints what can be known of the kernels without a GPU, as Markdown: from ptxas and nvdisasm for several architectures,
 //! and from the emulated driver. Counts, never times. `cargo xtask kernels` runs it.
 
+#[allow(dead_code)] // tests/evidence.rs uses the rest
 mod emulated;
 mod model;
+#[allow(dead_code)] // likewise
 mod sass;
 
 use emulated::{WORKLOADS, count};

@@ -20,7 +20,6 @@ pub(crate) fn cases(small: bool) -> Vec<Case> {
             let mut target = MatrixMut::new(hessian.slice_mut(..), n, n)?;
             accumulate(device, &MatrixRef::new(inputs.slice(..), 2 * n, n)?, &mut target, 1.0, 0.0)?;
             let prepared = prepare(device, &mut target, 1, 0.01)?;
-            drop(target);
             let mut set = Triangle {
                 work: device.zeros(n * n)?,
                 original: hessian,
