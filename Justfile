@@ -9,7 +9,8 @@ demo:
 
 # All tests.
 test:
-    cargo test --workspace
+    cargo xtask nvcc
+    cargo test --workspace --features cuda
 
 # What CI runs.
 ci:
@@ -32,4 +33,4 @@ doc:
 # Format and lint.
 tidy:
     cargo fmt --all
-    cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy --workspace --all-targets --features cuda -- -D warnings

@@ -204,12 +204,17 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     workload("factor_subtract_f32", "n = 640", 0, |device| factored(device, 640, 1, false)),
     workload("factor_update_f32", "16 of n = 640", 0, |device| factored(device, 640, 16, false)),
     workload("factor_multiply_f32", "n = 640", 0, |device| factored(device, 640, 1, true)),
-    workload("prune_select_histogram", "27648 rows, 128 columns", 0, |device| panel(device, None)),
+    // Which bin a lane adds to is the data's choice.
+    Workload {
+        by_data: true,
+        ..workload("prune_select_histogram", "27648 rows, 128 columns", 0, |device| panel(device, None))
+    },
     workload("prune_sweep_given", "27648 rows, 128 columns", SWEEP_BYTES, |device| panel(device, Some(Stays::Given))),
     workload("prune_sweep_4", "27648 rows, 128 columns", SWEEP_BYTES, |device| {
         panel(device, Some(Stays::Groups { keep: 2, group: 4 }))
     }),
     workload("prune_trailing_f32", "512 rows, 128 columns, 512 before", tiles_bytes(512, 128, 512, 2), update),
+    // Where a lane finds its value in the ring is the mask's.
     Workload { by_data: true, ..workload("pack_bitmask_multiply_f16_x1", "[512, 512]", 0, |device| packed(device, 1)) },
     workload("pack_two_four_multiply_f16", "[512, 512], 2560 tokens", TWO_FOUR_BYTES, |device| packed(device, 2560)),
 ];

@@ -56,8 +56,10 @@ fn print() -> Result<(), String> {
     }
     for architecture in ARCHITECTURES {
         println!("\n## Machine code, {architecture}\n");
-        println!("Occupancy is given for the launches of the table above.\n");
-        println!("| kernel | registers | spills | shared, static | occupancy | main loop |");
+        println!(
+            "Shared memory with what launches add, and occupancy, for those of the table above; static shared memory else.\n"
+        );
+        println!("| kernel | registers | spills | shared memory | occupancy | main loop |");
         println!("|---|---:|---:|---:|---|---|");
         for (_, ptx) in prune_cuda::ptx() {
             for kernel in sass::inspect(&nvcc, ptx, architecture)? {
@@ -74,7 +76,7 @@ fn print() -> Result<(), String> {
                     kernel.name,
                     kernel.registers,
                     kernel.spills,
-                    kernel.shared,
+                    launches.get(kernel.name.as_str()).map_or(kernel.shared, |launch| launch.shared),
                     mix(&kernel)
                 );
             }
