@@ -66,9 +66,7 @@ impl Device {
         }
         let context = CudaContext::new(ordinal)?;
         let capability = context.compute_capability()?;
-        if capability < OLDEST {
-            return Err(Error::TooOldDevice { ordinal, name: context.name()?, capability });
-        }
+        check_capability(ordinal, capability, || Ok(context.name()?))?;
         let stream = context.new_stream()?;
         Ok(Self { context, stream, loaded: Arc::default() })
     }
@@ -248,6 +246,14 @@ impl Device {
     }
 }
 
+fn check_capability(
+    ordinal: usize,
+    capability: (i32, i32),
+    name: impl FnOnce() -> Result<String, Error>,
+) -> Result<(), Error> {
+    if capability >= OLDEST { Ok(()) } else { Err(Error::TooOldDevice { ordinal, name: name()?, capability }) }
+}
+
 /// The release of CUDA that the driver is for.
 fn driver_version() -> Option<i32> {
     let mut version = 0;
@@ -272,4 +278,18 @@ pub(crate) fn blocks(count: u64, each: u32) -> Result<u32, Error> {
         .ok()
         .filter(|&blocks| blocks < 1 << 31)
         .ok_or_else(|| Error::shape("a launch", format!("{blocks} thread blocks"), "fewer than 2^31"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The emulated driver offers no such device.
+    #[test]
+    fn a_device_without_the_instructions_is_refused() {
+        let error = check_capability(1, (7, 5), || Ok("Tesla T4".to_owned())).unwrap_err();
+        let text = "device 1, Tesla T4, has compute capability 7.5; the kernels need 8.0 (Ampere) or later";
+        assert_eq!(error.to_string(), text);
+        assert_eq!(check_capability(0, (12, 0), || Ok(String::new())), Ok(()));
+    }
 }

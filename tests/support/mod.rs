@@ -11,7 +11,7 @@ use std::fmt::Debug;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Sizes at which tiles, warps and vectors end.
 pub(crate) const SIZES: [usize; 9] = [1, 31, 32, 33, 127, 128, 129, 200, 1000];
@@ -42,10 +42,26 @@ pub(crate) fn on_fast_device(test: impl Fn(&Device)) {
     with_options(&[Options::default()], test);
 }
 
+/// Tests take turns: there is one driver in a process.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sets the emulated machine up, for as long as the result lives. `None`, with a line, on a real one.
+pub(crate) fn configured(options: &Options) -> Option<MutexGuard<'static, ()>> {
+    let turn = turn();
+    let Some(emulator) = emulator() else {
+        skip("only the emulator can be set up so");
+        return None;
+    };
+    emulator.configure(options).expect("the options are valid");
+    Some(turn)
+}
+
 /// As [`on_device`], with these options one after the other.
 pub(crate) fn with_options(options: &[Options], test: impl Fn(&Device)) {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let Some(emulator) = emulator() else {
         match Device::open(0) {
             Ok(device) => test(&device),
