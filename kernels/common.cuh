@@ -99,12 +99,14 @@ __device__ __forceinline__ void multiply_add_tf32(
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// A number rounded to the eleven significant bits of tf32, ties away from zero, as bits. Two instructions where
-// cvt.rna.tf32 becomes four, since it keeps NaN apart: here a NaN may lose its name, for whoever splits a number finds it
-// again in what is left, NaN − anything.
-__device__ __forceinline__ unsigned to_tf32(float value)
+// A number as the sum of two of tf32, which has eleven significant bits: hi is rounded, ties away from zero, and lo, which is
+// what is left, cut off. Four instructions where cvt.rna.tf32 takes nine, since that keeps NaN apart: here the rounding may
+// turn a NaN into a zero, but what is left of it, NaN − hi, is NaN, which cutting off leaves alone.
+__device__ __forceinline__ void split_tf32(unsigned value, unsigned& high, unsigned& low)
 {
-    return (__float_as_uint(value) + 0x1000u) & 0xffffe000u;
+    constexpr unsigned HALF = 0x1000u, KEPT = 0xffffe000u;
+    high = (value + HALF) & KEPT;
+    low = __float_as_uint(__uint_as_float(value) - __uint_as_float(high)) & KEPT;
 }
 
 __device__ __forceinline__ unsigned divide_up(unsigned a, unsigned b)

@@ -3,9 +3,9 @@
 //
 //   C ← β · C + α · A · B                                  A [rows, depth], B [depth, columns], C [rows, columns]
 //
-// Each number is split into two of tf32, x = hi + lo + r with |lo| ≤ 2⁻¹¹ |x| and |r| ≤ 2⁻²² |x|, and
-// A·B ≈ hi·hi + hi·lo + lo·hi. What is left out, lo·lo and what r multiplies, is at most 3 · 2⁻²² of |a|·|b|: a product
-// of two numbers is off by no more than 12 roundings of f32 would make it. Three products of tf32 run at a third of the
+// Each number is split into two of tf32, x = hi + lo + r with |lo| ≤ 2⁻¹¹ |x| and |r| ≤ 2⁻²¹ |x|, and
+// A·B ≈ hi·hi + hi·lo + lo·hi. What is left out, lo·lo and what r multiplies, is at most 5 · 2⁻²² of |a|·|b|: a product
+// of two numbers is off by no more than 20 roundings of f32 would make it. Three products of tf32 run at a third of the
 // tensor cores' tf32 rate: 52 TFLOP/s of an A100 where fma gives 19.5.
 //
 // Tiles:     thread block 128 × 128 (eight warps as 2 × 4), warp 64 × 32, mma m16n8k8, slabs of 16 along the depth.
@@ -120,13 +120,6 @@ struct SlabCopy {
         source += DEPTH ? PRODUCT_DEPTH : static_cast<unsigned long long>(PRODUCT_DEPTH) * stride;
     }
 };
-
-// A number as the sum of two of tf32.
-__device__ __forceinline__ void split_tf32(unsigned value, unsigned& high, unsigned& low)
-{
-    high = to_tf32(__uint_as_float(value));
-    low = to_tf32(__uint_as_float(value) - __uint_as_float(high));
-}
 
 // Tile `index` of a grid of tiles: groups of eight rows of tiles, column by column within a group, so that the thread
 // blocks that run at one time share operands in L2.

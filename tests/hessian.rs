@@ -224,6 +224,31 @@ fn extremes_are_exact_and_infinities_stay_in_their_column() {
     });
 }
 
+/// Numbers of f32 are split before they are multiplied; none of those that are not finite is lost on the way.
+#[test]
+fn what_is_not_finite_is_not_lost_in_a_split() {
+    on_device(|device| {
+        let (tokens, columns) = (20, 40);
+        // The last is the NaN that a GPU makes, all ones.
+        for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN, f32::from_bits(0x7fff_ffff), f32::MAX] {
+            let mut values = numbers::<f32>(3, tokens * columns);
+            values[5 * columns + 17] = bad;
+            let buffer = Guarded::new(device, &values, f32::NAN);
+            let mut hessian = Guarded::poisoned(device, columns * columns, f32::NAN);
+            accumulate(device, &buffer.matrix(tokens, columns), &mut hessian.matrix_mut(columns, columns), 1.0, 0.0)
+                .expect("accumulates");
+            let got = hessian.download(device);
+            for i in 0..columns {
+                for j in i..columns {
+                    let (finite, own) = (got[i * columns + j].is_finite(), i == 17 || j == 17);
+                    // The largest number squares to infinity, and may be rounded there before.
+                    assert!(finite != own || own && finite && bad.is_finite() && i != j, "{bad}: ({i}, {j})");
+                }
+            }
+        }
+    });
+}
+
 /// Dead columns and damping of a batch, against the reference.
 #[test]
 fn preparation_matches_the_reference() {
