@@ -167,7 +167,8 @@ impl Driver {
         let program = module.kernels.get(name).cloned().ok_or_else(|| {
             let mut names: Vec<&str> = module.kernels.keys().map(String::as_str).collect();
             names.sort_unstable();
-            fail(Code::NOT_FOUND, format!("there is no kernel {name}, but {}", names.join(", ")))
+            let others = if names.is_empty() { "none at all".to_owned() } else { names.join(", ") };
+            fail(Code::NOT_FOUND, format!("there is no kernel {name}, but {others}"))
         })?;
         let function = Function {
             context: module.context,
