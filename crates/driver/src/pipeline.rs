@@ -127,7 +127,7 @@ fn check_replaced(output: &Path, overwrite: bool) -> anyhow::Result<()> {
 /// looks at its share.
 fn check_finite(model: &Model<'_>, ranks: &dyn Collective) -> anyhow::Result<()> {
     let checkpoint = model.checkpoint();
-    let names: Vec<_> = model.tensor_names().into_iter().collect();
+    let names: Vec<_> = model.tensor_names().collect();
     for name in &names[share(names.len(), ranks.rank(), ranks.size())] {
         model::Weight::from(checkpoint.tensor(name)?.values()?).check_finite(name)?;
         checkpoint.release(name);

@@ -15,15 +15,12 @@ impl Ranks {
     /// # Errors
     /// If a launcher of MPI started it as one of several: they would all do the same job in each other's way.
     pub fn start() -> anyhow::Result<Self> {
-        // As the launchers of Open MPI and MPICH tell their processes.
-        for name in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"] {
-            let size = std::env::var(name).ok().and_then(|size| size.parse::<usize>().ok()).unwrap_or(1);
-            ensure!(
-                size == 1,
-                "this is one of {size} ranks of MPI, of which this build knows nothing: build the program with \
-                 --features mpi, or start it once and divide its job by --shards"
-            );
-        }
+        let size = super::launched().unwrap_or(1);
+        ensure!(
+            size == 1,
+            "this is one of {size} ranks of MPI, of which this build knows nothing: build the program with --features \
+             mpi, or start it once and divide its job by --shards"
+        );
         Ok(Self(()))
     }
 

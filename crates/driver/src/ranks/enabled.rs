@@ -33,26 +33,37 @@ const PANICKED: i32 = 101;
 pub struct Ranks {
     world: World,
     // Dropped last: the end of MPI.
-    _universe: Universe,
+    _universe: Option<Universe>,
 }
 
 impl Ranks {
-    /// Starts MPI: from here on this process is one of those that a launcher started, or the only one.
+    /// Starts MPI, if a launcher of MPI started this process. Otherwise it is alone, and MPI is left out: to start takes
+    /// Open MPI a third of a second, and more of a system than one process should need.
     ///
     /// # Errors
-    /// If MPI was started before, or does not go together with threads.
+    /// If MPI was started before, does not go together with threads, or does not know of the launcher's other processes.
     pub fn start() -> anyhow::Result<Self> {
+        // Tasks of Slurm are taken for ranks, too: if they are not, MPI finds one process where there are several.
+        let launched = super::launched().or_else(|| super::variable("SLURM_STEP_NUM_TASKS"));
+        // Of PMIx there is no number to see.
+        if launched.is_none() && std::env::var_os("PMIX_RANK").is_none() {
+            return Ok(Self { world: World::new(None), _universe: None });
+        }
         let started = mpi::initialize_with_threading(Threading::Funneled);
         let (universe, threading) = started.context("MPI was started already")?;
         ensure!(
             threading >= Threading::Funneled,
             "this MPI does not allow a process to have other threads than the one that calls it"
         );
-        let communicator = universe.world();
-        let (rank, size) = (communicator.rank() as usize, communicator.size() as usize);
-        let home = std::thread::current().id();
-        let (verdict, stopped) = (OnceLock::new(), AtomicBool::new(false));
-        Ok(Self { world: World { communicator, home, rank, size, verdict, stopped }, _universe: universe })
+        let world = World::new(Some(universe.world()));
+        let launched = launched.unwrap_or(world.size);
+        ensure!(
+            launched == world.size,
+            "this is one of {launched} processes, of which MPI finds {}: the launcher must be that of the MPI which the \
+             program is built with; for srun, see `srun --mpi=list`",
+            world.size
+        );
+        Ok(Self { world, _universe: Some(universe) })
     }
 
     /// The ranks as shards of one another.
@@ -62,7 +73,7 @@ impl Ranks {
 
     /// How many ranks share this machine, this one included. All ranks must ask.
     pub fn on_this_machine(&self) -> usize {
-        self.world.communicator().split_shared(self.world.rank as i32).size() as usize
+        self.world.communicator().map_or(1, |all| all.split_shared(self.world.rank as i32).size() as usize)
     }
 
     /// [`prune::run_shards`] over `local` shards of each rank, which is the same number on all: they are numbered rank
@@ -76,6 +87,9 @@ impl Ranks {
         shard: impl Fn(&dyn Collective) -> Result<T, E> + Sync,
     ) -> Result<Vec<T>, E> {
         let world = &self.world;
+        if world.communicator.is_none() {
+            return prune::run_shards(local, shard);
+        }
         prune::run_shards(local, |threads| shard(&Shard { threads, world }))
     }
 
@@ -84,7 +98,7 @@ impl Ranks {
         // That another one failed first, and this one since, is no news to anybody.
         let _ = self.world.meet([FAILED, code.into()]);
         if !self.world.stopped.swap(true, Ordering::Relaxed) {
-            self.world.communicator().barrier();
+            self.world.wait();
         }
     }
 
@@ -104,7 +118,7 @@ impl Ranks {
             }));
         }
         // A launcher may end all ranks as soon as the first one ends with an error: not before it was told.
-        self.world.communicator().barrier();
+        self.world.wait();
         ExitCode::from(verdict.code)
     }
 }
@@ -133,7 +147,8 @@ struct Verdict {
 
 /// All ranks, seen by one of them.
 struct World {
-    communicator: SimpleCommunicator,
+    /// Absent in a process that is alone.
+    communicator: Option<SimpleCommunicator>,
     /// The thread that may talk to MPI.
     home: ThreadId,
     rank: usize,
@@ -151,15 +166,36 @@ impl Drop for World {
     fn drop(&mut self) {
         // The others may wait for this rank, which has lost its place among the calls.
         if std::thread::panicking() {
-            self.communicator.abort(PANICKED);
+            self.communicator.as_ref().inspect(|all| all.abort(PANICKED));
         }
     }
 }
 
 impl World {
-    fn communicator(&self) -> &SimpleCommunicator {
+    fn new(communicator: Option<SimpleCommunicator>) -> Self {
+        let (rank, size) = communicator.as_ref().map_or((0, 1), |all| (all.rank() as usize, all.size() as usize));
+        let home = std::thread::current().id();
+        Self { communicator, home, rank, size, verdict: OnceLock::new(), stopped: AtomicBool::new(false) }
+    }
+
+    fn communicator(&self) -> Option<&SimpleCommunicator> {
         assert_eq!(std::thread::current().id(), self.home, "MPI is called from the thread that started it");
-        &self.communicator
+        self.communicator.as_ref()
+    }
+
+    fn wait(&self) {
+        if let Some(all) = self.communicator() {
+            all.barrier();
+        }
+    }
+
+    /// What each rank says, of one length, one after another.
+    fn all_say(&self, own: &[u64]) -> Vec<u64> {
+        let mut said = own.repeat(self.size);
+        if let Some(all) = self.communicator() {
+            all.all_gather_into(own, &mut said[..]);
+        }
+        said
     }
 
     /// Hears what all ranks are about to do.
@@ -167,8 +203,7 @@ impl World {
         if self.verdict.get().is_some() {
             return Err(Disconnected);
         }
-        let mut words = vec![0_u64; 2 * self.size];
-        self.communicator().all_gather_into(&own[..], &mut words[..]);
+        let words = self.all_say(&own);
         let (words, _) = words.as_chunks::<2>();
         if let Some(speaker) = words.iter().position(|word| word[0] == FAILED) {
             let common = words.iter().all(|word| word[0] == FAILED);
@@ -182,22 +217,23 @@ impl World {
 
     /// Adds what all ranks before this one have summed.
     fn add_before<T: Number>(&self, values: &mut [T]) {
-        let Some(before) = self.rank.checked_sub(1) else { return };
-        let mut sums = vec![<T as bytemuck::Zeroable>::zeroed(); values.len()];
-        self.communicator().process_at_rank(before as i32).receive_into(&mut sums[..]);
+        let (Some(all), Some(before)) = (self.communicator(), self.rank.checked_sub(1)) else { return };
+        let mut sums = values.to_vec();
+        all.process_at_rank(before as i32).receive_into(&mut sums[..]);
         values.iter_mut().zip(sums).for_each(|(value, sum)| *value += sum);
     }
 
     /// Hands what this rank and all before it have summed to the next.
     fn pass_on<T: Number>(&self, values: &[T]) {
-        if self.rank + 1 < self.size {
-            self.communicator().process_at_rank(self.rank as i32 + 1).send(values);
+        if let Some(all) = self.communicator().filter(|_| self.rank + 1 < self.size) {
+            all.process_at_rank(self.rank as i32 + 1).send(values);
         }
     }
 
     fn broadcast<T: Equivalence>(&self, root: usize, values: &mut [T]) {
+        let Some(all) = self.communicator() else { return };
         for part in values.chunks_mut(BROADCAST_BYTES / size_of::<T>()) {
-            self.communicator().process_at_rank(root as i32).broadcast_into(part);
+            all.process_at_rank(root as i32).broadcast_into(part);
         }
     }
 }
@@ -304,10 +340,11 @@ impl Collective for Shard<'_> {
     fn sum_u64(&self, values: &mut [u64]) -> Result<(), Disconnected> {
         self.begin([SUM_U64, values.len() as u64])?;
         self.threads.sum_u64(values)?;
-        if self.leads() {
+        if self.leads()
+            && let Some(all) = self.world.communicator()
+        {
             // Whole numbers have the same sum in every order.
-            let own = values.to_vec();
-            self.world.communicator().all_reduce_into(&own[..], values, SystemOperation::sum());
+            all.all_reduce_into(&values.to_vec()[..], values, SystemOperation::sum());
         }
         self.spread(values)
     }
@@ -330,8 +367,7 @@ impl Collective for Shard<'_> {
         let local = parts.len();
         if self.leads() {
             let own_lengths: Vec<u64> = parts.iter().map(|part| part.len() as u64).collect();
-            let mut lengths = vec![0_u64; self.size()];
-            self.world.communicator().all_gather_into(&own_lengths[..], &mut lengths[..]);
+            let lengths = self.world.all_say(&own_lengths);
             let mut own = std::mem::take(&mut parts).into_iter();
             for (number, length) in lengths.into_iter().enumerate() {
                 let mine = (number / local == self.world.rank).then(|| own.next()).flatten();

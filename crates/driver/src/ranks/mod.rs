@@ -19,6 +19,16 @@ pub use enabled::Ranks;
 
 use prune::{Collective, Disconnected};
 
+/// How many ranks there are, by the words of the launcher of MPI that started this process, if one did: Open MPI's,
+/// MPICH's (and its relatives', and Slurm's for them), MVAPICH2's.
+fn launched() -> Option<usize> {
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"].iter().find_map(|name| variable(name))
+}
+
+fn variable(name: &str) -> Option<usize> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
 /// What rank 0 has to say, on all ranks.
 ///
 /// # Errors
