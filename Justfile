@@ -11,6 +11,10 @@ demo:
 test:
     cargo test --workspace
 
+# Ranks of MPI on this machine; needs Open MPI or MPICH.
+mpi:
+    cargo test -p driver --features mpi --test mpi
+
 # What CI runs.
 ci:
     .ci/run

@@ -376,10 +376,14 @@ mod tests {
     }
 
     fn plan(flags: &[&str]) -> Result<Plan, String> {
+        plan_of_ranks(1, flags)
+    }
+
+    fn plan_of_ranks(ranks: usize, flags: &[&str]) -> Result<Plan, String> {
         let always = ["driver", "model", "--calibration", "text.txt", "--sequences", "10"];
         let cli = Cli::try_parse_from(always.iter().chain(flags)).unwrap();
         let settings = Settings::resolve(&cli.prune).unwrap();
-        Plan::of_layout(settings, layout(), 1).map_err(|error| error.to_string())
+        Plan::of_layout(settings, layout(), ranks).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -425,6 +429,19 @@ mod tests {
         assert_eq!(workers(&few_rows), 9);
         let memory = |shards| plan(&["--shards", shards]).unwrap().memory();
         assert_eq!(memory("1000"), memory("64"));
+    }
+
+    #[test]
+    fn ranks_have_as_many_shards_each_and_their_own_memory() {
+        let of = |ranks, shards| plan_of_ranks(ranks, &["--shards", shards]).unwrap();
+        assert_eq!((of(4, "2").local_shards(), of(4, "2").shards()), (2, 8));
+        assert_eq!((of(4, "1000").local_shards(), of(4, "1000").shards()), (16, 64), "rows of q and down");
+        assert_eq!((of(100, "2").local_shards(), of(100, "2").shards()), (1, 100), "no rank is left out");
+        let (one, four) = (of(1, "1").memory(), of(4, "1").memory());
+        assert_eq!((four.hessian, four.block), (one.hessian, one.block));
+        assert_eq!(four.activations * 10, one.activations * 3, "the first of four has three of ten sequences");
+        assert_eq!(of(2, "2").memory().activations * 10, one.activations * 6, "and of two with two each, six");
+        assert!(of(2, "2").to_string().contains("4 shards, 2 in each of 2 ranks"));
     }
 
     #[test]
