@@ -71,9 +71,9 @@ impl Ranks {
         Shard { threads: &Solo, world: &self.world }
     }
 
-    /// How many ranks share this machine, this one included. All ranks must ask.
+    /// How many ranks share this machine, this one included.
     pub fn on_this_machine(&self) -> usize {
-        self.world.communicator().map_or(1, |all| all.split_shared(self.world.rank as i32).size() as usize)
+        self.world.on_this_machine
     }
 
     /// [`prune::run_shards`] over `local` shards of each rank, which is the same number on all: they are numbered rank
@@ -153,6 +153,8 @@ struct World {
     home: ThreadId,
     rank: usize,
     size: usize,
+    /// Ranks that share this machine.
+    on_this_machine: usize,
     /// Set when any rank is known to have failed. Nobody talks to the others after that, but to stop and to conclude.
     verdict: OnceLock<Verdict>,
     stopped: AtomicBool,
@@ -173,9 +175,14 @@ impl Drop for World {
 
 impl World {
     fn new(communicator: Option<SimpleCommunicator>) -> Self {
-        let (rank, size) = communicator.as_ref().map_or((0, 1), |all| (all.rank() as usize, all.size() as usize));
+        let (rank, size, on_this_machine) = communicator.as_ref().map_or((0, 1, 1), |all| {
+            // A call that all ranks must make, and which does not tell of failures: at the start all do.
+            let sharing = all.split_shared(all.rank());
+            (all.rank() as usize, all.size() as usize, sharing.size() as usize)
+        });
         let home = std::thread::current().id();
-        Self { communicator, home, rank, size, verdict: OnceLock::new(), stopped: AtomicBool::new(false) }
+        let (verdict, stopped) = (OnceLock::new(), AtomicBool::new(false));
+        Self { communicator, home, rank, size, on_this_machine, verdict, stopped }
     }
 
     fn communicator(&self) -> Option<&SimpleCommunicator> {

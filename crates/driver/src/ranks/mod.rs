@@ -3,8 +3,8 @@
 //! ```text
 //! rank 0: shards 0 .. n     rank 1: shards n .. 2n     …      threads within a rank, MPI between ranks
 //! ```
-//! All ranks make the same calls in the same order. Before any of them moves data they [meet](enabled): each says what
-//! it is about to do, or that it has failed, so that a failure ends all of them with one message instead of leaving
+//! All ranks make the same calls in the same order. Before any of them moves data they meet: each says what it is
+//! about to do, or that it has failed, so that a failure ends all of them with one message instead of leaving
 //! the others to wait. A rank that is killed cannot say so; its launcher ends the others then.
 
 #[cfg(not(feature = "mpi"))]
