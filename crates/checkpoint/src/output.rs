@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::target::{CreatedFolders, Target};
+use crate::target::{CreatedFolders, Lock, Target};
 use crate::{Checkpoint, Error, Writer, copy, index};
 
 /// A copy of a checkpoint in the making: the same files with the same headers and the same layout, of which some tensors
@@ -22,6 +22,7 @@ pub struct Output {
     // Fields are dropped in this order: the temporary folder leaves its parents before they are removed.
     staged: TempDir,
     created: CreatedFolders,
+    lock: Lock,
 }
 
 impl Output {
@@ -36,6 +37,9 @@ impl Output {
     /// [`Error::OutputMeetsSource`], [`Error::OutputExists`], [`Error::OutputNotAFolder`],
     /// [`Error::OutputNotACheckpoint`], [`Error::OutputUnnamed`]; [`Error::Write`] on a full disk; [`Error::Io`],
     /// [`Error::LinkLoop`] or [`Error::NotAFile`] if something cannot be copied. Nothing is left behind.
+    ///
+    /// A process that is killed cannot remove its temporary folder: the next one that makes the same output does, where the
+    /// file system can lock folders.
     pub fn create(source: &Checkpoint, folder: &Path, overwrite: bool) -> Result<Self, Error> {
         Self::create_shared(source, folder, overwrite, 1)
     }
@@ -49,11 +53,11 @@ impl Output {
     pub fn create_shared(source: &Checkpoint, folder: &Path, overwrite: bool, writers: usize) -> Result<Self, Error> {
         let target = Target::new(source, folder, overwrite)?;
         let created = target.create_parents()?;
-        let staged = target.beside("partial")?;
+        let (staged, lock) = target.stage()?;
         let writer = Writer::create(source, staged.path(), 0, writers)?;
         let skip: Vec<_> = source.files().iter().filter_map(|file| file.path().file_name()).collect();
         copy::surroundings(source.folder(), staged.path(), &skip)?;
-        Ok(Self { writer, target, folder: folder.to_owned(), source: source.clone(), staged, created })
+        Ok(Self { writer, target, folder: folder.to_owned(), source: source.clone(), staged, created, lock })
     }
 
     /// The files of weights of this writer.
@@ -129,7 +133,7 @@ impl Output {
     pub fn publish(self) -> Result<PathBuf, Error> {
         self.complete()?;
         // Dropped in reverse: as in the struct, the temporary folder goes before its parents.
-        let Self { created: _created, staged, writer, target, folder, source: _ } = self;
+        let Self { lock: _lock, created: _created, staged, writer, target, folder, source: _ } = self;
         drop(writer);
         copy::flush(staged.path())?;
         target.replace_with(staged)?;
