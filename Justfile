@@ -12,6 +12,10 @@ test:
     cargo xtask nvcc
     cargo test --workspace --features cuda
 
+# Ranks of MPI on this machine; needs Open MPI or MPICH.
+mpi:
+    cargo test -p driver --features mpi --test mpi
+
 # What CI runs.
 ci:
     .ci/run

@@ -15,6 +15,7 @@ mod map;
 mod output;
 mod target;
 mod tensor;
+mod writer;
 
 pub use dtype::{Dtype, narrow};
 pub use error::{Error, Fault};
@@ -22,6 +23,7 @@ pub use folder::Checkpoint;
 pub use output::Output;
 pub use target::resolve;
 pub use tensor::{Tensor, Values};
+pub use writer::Writer;
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("safetensors are little endian, and tensors are read where they lie");

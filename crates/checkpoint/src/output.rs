@@ -1,24 +1,20 @@
 //! A checkpoint being written: complete or not there at all.
 
-use std::fs::{self, File};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
 
-use crate::target::{CreatedFolders, Target};
-use crate::{Checkpoint, Error, copy, index};
-
-/// Bytes copied at once, and held in memory by that.
-const CHUNK: usize = 16 << 20;
+use crate::target::{CreatedFolders, Lock, Target};
+use crate::{Checkpoint, Error, Writer, copy, index};
 
 /// A copy of a checkpoint in the making: the same files with the same headers and the same layout, of which some tensors
 /// are replaced. It lies in a temporary folder beside its destination until [`publish`](Self::publish) renames it;
 /// dropped before that, it is removed.
 #[derive(Debug)]
 pub struct Output {
-    files: Vec<Mutex<WeightFile>>,
+    writer: Writer,
     target: Target,
     /// The destination, as given.
     folder: PathBuf,
@@ -26,25 +22,7 @@ pub struct Output {
     // Fields are dropped in this order: the temporary folder leaves its parents before they are removed.
     staged: TempDir,
     created: CreatedFolders,
-}
-
-/// A file of weights in the making. One writer at a time: its position is part of its state.
-#[derive(Debug)]
-struct WeightFile {
-    path: PathBuf,
-    file: File,
-    /// Of each entry of the source's file, whether its bytes are final.
-    written: Vec<bool>,
-}
-
-impl WeightFile {
-    fn write_at(&mut self, position: usize, bytes: &[u8]) -> Result<(), Error> {
-        let length = bytes.len() as u64;
-        self.file
-            .seek(SeekFrom::Start(position as u64))
-            .and_then(|_| self.file.write_all(bytes))
-            .map_err(|source| Error::Write { path: self.path.clone(), bytes: length, source })
-    }
+    lock: Lock,
 }
 
 impl Output {
@@ -59,43 +37,40 @@ impl Output {
     /// [`Error::OutputMeetsSource`], [`Error::OutputExists`], [`Error::OutputNotAFolder`],
     /// [`Error::OutputNotACheckpoint`], [`Error::OutputUnnamed`]; [`Error::Write`] on a full disk; [`Error::Io`],
     /// [`Error::LinkLoop`] or [`Error::NotAFile`] if something cannot be copied. Nothing is left behind.
+    ///
+    /// A process that is killed cannot remove its temporary folder: the next one that makes the same output does, where the
+    /// file system can lock folders.
     pub fn create(source: &Checkpoint, folder: &Path, overwrite: bool) -> Result<Self, Error> {
-        let target = Target::new(source, folder, overwrite)?;
-        let created = target.create_parents()?;
-        let staged = target.beside("partial")?;
-        let mut output =
-            Self { files: Vec::new(), target, folder: folder.to_owned(), source: source.clone(), staged, created };
-        for from in source.files() {
-            // A mapped file has a name: it was opened by joining one to the folder.
-            let path = output.staged.path().join(from.path().file_name().unwrap_or_default());
-            let bytes = from.size() as u64;
-            let file = File::create_new(&path).map_err(Error::io("create", &path))?;
-            reserve(&file, bytes).map_err(|source| Error::Write { path: path.clone(), bytes, source })?;
-            let mut file = WeightFile { path, file, written: vec![false; from.entries().len()] };
-            file.write_at(0, from.header())?;
-            output.files.push(Mutex::new(file));
-        }
-        let skip: Vec<_> = source.files().iter().filter_map(|file| file.path().file_name()).collect();
-        copy::surroundings(source.folder(), output.staged.path(), &skip)?;
-        Ok(output)
+        Self::create_shared(source, folder, overwrite, 1)
     }
 
-    /// Writes a tensor: its elements in its own dtype, row-major, little endian, as [`narrow`](crate::narrow) makes
-    /// them. Written again, the last one stays. May be called from several threads.
+    /// [`create`](Self::create) for the first of several writers. The others each begin a [`Writer`] in
+    /// [`staged`](Self::staged), and have completed and flushed it before [`publish`](Self::publish) is called: this
+    /// output knows of its own files only.
     ///
     /// # Errors
-    /// [`Error::NoTensor`]; [`Error::TensorLength`]; [`Error::Write`], after which the tensor counts as not written.
+    /// As [`create`](Self::create).
+    pub fn create_shared(source: &Checkpoint, folder: &Path, overwrite: bool, writers: usize) -> Result<Self, Error> {
+        let target = Target::new(source, folder, overwrite)?;
+        let created = target.create_parents()?;
+        let (staged, lock) = target.stage()?;
+        let writer = Writer::create(source, staged.path(), 0, writers)?;
+        let skip: Vec<_> = source.files().iter().filter_map(|file| file.path().file_name()).collect();
+        copy::surroundings(source.folder(), staged.path(), &skip)?;
+        Ok(Self { writer, target, folder: folder.to_owned(), source: source.clone(), staged, created, lock })
+    }
+
+    /// The files of weights of this writer.
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// [`Writer::write_tensor`].
+    ///
+    /// # Errors
+    /// As there.
     pub fn write_tensor(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let (file, entry) = self.source.locate(name).ok_or_else(|| self.source.no_tensor(name))?;
-        let range = &self.source.files()[file].entries()[entry].range;
-        if bytes.len() != range.len() {
-            return Err(Error::TensorLength { tensor: name.to_owned(), expected: range.len(), found: bytes.len() });
-        }
-        let mut file = lock(&self.files[file]);
-        file.written[entry] = false;
-        file.write_at(range.start, bytes)?;
-        file.written[entry] = true;
-        Ok(())
+        self.writer.write_tensor(name, bytes)
     }
 
     /// Writes a file beside the weights, in place of one of that name that was copied.
@@ -137,21 +112,7 @@ impl Output {
     /// # Errors
     /// [`Error::Write`].
     pub fn complete(&self) -> Result<(), Error> {
-        for (from, file) in self.source.files().iter().zip(&self.files) {
-            let mut file = lock(file);
-            for (at, entry) in from.entries().iter().enumerate() {
-                if file.written[at] {
-                    continue;
-                }
-                let bytes = from.tensor(entry).bytes;
-                for (chunk, position) in bytes.chunks(CHUNK).zip((entry.range.start..).step_by(CHUNK)) {
-                    file.write_at(position, chunk)?;
-                    from.release(position..position + chunk.len());
-                }
-                file.written[at] = true;
-            }
-        }
-        Ok(())
+        self.writer.complete()
     }
 
     /// Waits until what was written so far is on the disk, so that [`publish`](Self::publish) takes a moment only.
@@ -172,35 +133,10 @@ impl Output {
     pub fn publish(self) -> Result<PathBuf, Error> {
         self.complete()?;
         // Dropped in reverse: as in the struct, the temporary folder goes before its parents.
-        let Self { created: _created, staged, files, target, folder, source: _ } = self;
-        drop(files);
+        let Self { lock: _lock, created: _created, staged, writer, target, folder, source: _ } = self;
+        drop(writer);
         copy::flush(staged.path())?;
         target.replace_with(staged)?;
         Ok(folder)
     }
-}
-
-/// Locks a file. A writer that panicked left its tensor marked as not written, so that the state is sound.
-fn lock(file: &Mutex<WeightFile>) -> MutexGuard<'_, WeightFile> {
-    file.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Gives the file its size and, where the file system can, its space on the disk.
-fn reserve(file: &File, bytes: u64) -> io::Result<()> {
-    file.set_len(bytes)?;
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::fd::AsRawFd;
-
-        let length = libc::off64_t::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        // SAFETY: the descriptor is that of an open file, and the call touches no memory of this process.
-        if unsafe { libc::fallocate64(file.as_raw_fd(), 0, 0, length) } != 0 {
-            let error = io::Error::last_os_error();
-            // Not every file system can reserve: there, a full disk shows when the bytes are written.
-            if !matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINTR)) {
-                return Err(error);
-            }
-        }
-    }
-    Ok(())
 }

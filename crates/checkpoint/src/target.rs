@@ -1,12 +1,15 @@
 //! Where an output goes: what may stand there, and how it is replaced.
 
-use std::ffi::OsString;
-use std::fs;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
 
 use tempfile::TempDir;
 
 use crate::{Checkpoint, Error, copy};
+
+/// What names of temporary folders say of them.
+const PARTIAL: &str = "partial";
 
 /// The folder that an output becomes.
 #[derive(Debug)]
@@ -107,6 +110,32 @@ impl Target {
         builder.prefix(&prefix).tempdir_in(&self.parent).map_err(Error::io("create a folder in", &self.parent))
     }
 
+    /// A temporary folder for the target to come into being, and the lock that says that somebody is at work on it.
+    pub(crate) fn stage(&self) -> Result<(TempDir, Lock), Error> {
+        self.sweep();
+        loop {
+            let staged = self.beside(PARTIAL)?;
+            match Lock::take(staged.path()) {
+                // A run that sweeps between the two calls takes the folder for one that was left behind.
+                Some(lock) => return Ok((staged, lock)),
+                None => continue,
+            }
+        }
+    }
+
+    /// Removes the temporary folders that runs left behind which were killed: those that nobody has locked.
+    fn sweep(&self) {
+        let prefix = [OsStr::new("."), &self.name, OsStr::new("."), OsStr::new(PARTIAL), OsStr::new("-")];
+        let prefix = OsString::from_iter(prefix);
+        // What cannot be listed, locked or removed stays, as it would without sweeping.
+        for entry in fs::read_dir(&self.parent).into_iter().flatten().flatten() {
+            let left_behind = entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
+            if left_behind && let Some(_lock) = Lock::of_nobody(&entry.path()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
     /// Renames `staged` to the target. What stood there is moved aside first, and comes back if that fails.
     pub(crate) fn replace_with(&self, staged: TempDir) -> Result<(), Error> {
         match self.standing()? {
@@ -138,6 +167,27 @@ impl Target {
         // Nothing is left at the temporary path to be removed.
         let _ = staged.keep();
         Ok(())
+    }
+}
+
+/// The lock of a temporary folder, which ends with the process that holds it, however that ends.
+///
+/// Not every shared file system locks folders. There nothing is held, and nothing is ever taken for left behind.
+#[derive(Debug)]
+pub(crate) struct Lock(#[expect(dead_code, reason = "held until it is dropped")] Option<File>);
+
+impl Lock {
+    /// Locks a folder that this process made, if it is still there.
+    fn take(folder: &Path) -> Option<Self> {
+        let file = File::open(folder).ok();
+        let locked = file.filter(|file| file.lock().is_ok());
+        folder.is_dir().then_some(Self(locked))
+    }
+
+    /// Locks a folder, if it can be locked and nobody else has.
+    fn of_nobody(folder: &Path) -> Option<Self> {
+        let file = File::open(folder).ok()?;
+        file.try_lock().is_ok().then_some(Self(Some(file)))
     }
 }
 

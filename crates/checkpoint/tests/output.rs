@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use checkpoint::{Checkpoint, Dtype, Error, Output, narrow};
+use checkpoint::{Checkpoint, Dtype, Error, Output, Writer, narrow};
 use tempfile::TempDir;
 
 /// The checkpoint of [`common::indexed`], and a folder to write to.
@@ -358,4 +358,42 @@ fn a_full_disk_leaves_nothing() {
         "{error}"
     );
     assert!(error.to_string().starts_with(&format!("cannot write {size} bytes to ")), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_a_killed_process_left_is_removed_by_the_next() {
+    let (_source, checkpoint, place) = indexed();
+    let left = [".out.partial-abcdef", ".other.partial-abcdef", ".out.replaced-abcdef", "out.partial-abcdef"];
+    for name in left {
+        std::fs::create_dir(place.path().join(name)).unwrap();
+        std::fs::write(place.path().join(name).join("model.safetensors"), "half").unwrap();
+    }
+    let first = Output::create(&checkpoint, &place.path().join("out"), false).unwrap();
+    for name in left {
+        assert_eq!(place.path().join(name).exists(), name != left[0], "{name}");
+    }
+    // One at work is not taken for one that was killed.
+    let second = Output::create(&checkpoint, &place.path().join("out"), false).unwrap();
+    assert!(first.staged().exists() && second.staged().exists());
+    first.publish().unwrap();
+}
+
+#[test]
+fn several_writers_share_the_files() {
+    let (_source, checkpoint, place) = indexed();
+    let whole = Output::create(&checkpoint, &place.path().join("whole"), false).unwrap();
+    let parted = Output::create_shared(&checkpoint, &place.path().join("parted"), false, 2).unwrap();
+    let second = Writer::create(&checkpoint, parted.staged(), 1, 2).unwrap();
+    for tensor in checkpoint.tensors().step_by(2) {
+        let bytes = vec![0; tensor.bytes.len()];
+        for writer in [whole.writer(), parted.writer(), &second] {
+            writer.write_tensor(tensor.name, &bytes).unwrap();
+        }
+    }
+    second.complete().unwrap();
+    second.flush().unwrap();
+    drop(second);
+    let [whole, parted] = [whole, parted].map(|output| common::contents(&output.publish().unwrap()));
+    assert!(whole == parted);
 }

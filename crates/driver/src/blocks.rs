@@ -16,7 +16,7 @@ use crate::memory;
 use crate::progress::Task;
 use crate::report::{Clock, LayerReport, Phase};
 use anyhow::{Context, bail};
-use checkpoint::{Dtype, Output, Values, narrow};
+use checkpoint::{Dtype, Values, Writer, narrow};
 use linalg::{Element, MatrixRef};
 use model::calibration::Sequences;
 use model::{Block, Layer, Model, Stage};
@@ -60,8 +60,10 @@ pub struct Job<'a> {
     pub selects: &'a (dyn Fn(usize, &str) -> bool + Sync),
     /// How many blocks to go through: up to the last that has a layer to prune.
     pub blocks: usize,
+    /// Shards of this process: the first of them writes for all.
+    pub local_shards: usize,
     /// Where pruned tensors go.
-    pub output: &'a Output,
+    pub output: &'a Writer,
     /// Told of the work done.
     pub task: &'a Task<'a>,
 }
@@ -363,8 +365,10 @@ impl<'a> Shard<'a> {
         let whole = self.collective.gather(&bytes)?.concat();
         let mut loss = [obs_loss.unwrap_or(0.0)];
         self.collective.sum_f64(&mut loss)?;
-        if self.collective.rank() == 0 {
+        if self.collective.rank().is_multiple_of(job.local_shards) {
             self.time(Phase::Write, || job.output.write_tensor(tensor, &whole))?;
+        }
+        if self.collective.rank() == 0 {
             let size = stored.dtype.size();
             let zeros = whole.chunks_exact(size).filter(|value| value.iter().all(|&byte| byte == 0)).count() as u64;
             let (damping, retries, dead) = match prepared {

@@ -232,6 +232,8 @@ pub struct Choices {
     pub baselines: Option<bool>,
 
     /// Split the work: sequences and rows are divided among so many workers [default: 1]
+    ///
+    /// Under `mpirun`, with a program built with the feature `mpi`: so many in each rank.
     #[arg(long, value_name = "COUNT", allow_negative_numbers = true, help_heading = "Running")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shards: Option<i64>,

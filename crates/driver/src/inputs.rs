@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use anyhow::Context;
 use model::calibration::{Sequences, TextTokenizer, windows};
 
+use prune::{Collective, Disconnected};
+
 use crate::memory;
 use crate::plan::Plan;
+use crate::ranks::told_by_first;
 
 /// What a prune reads.
 #[derive(Clone, Debug)]
@@ -18,17 +21,26 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Reads and encodes the texts of a prune.
+    /// Reads and encodes the texts of a prune. Rank 0 does, and sends all tokens to the others: they are few beside
+    /// anything that a rank holds, and the texts need not be on other machines.
     ///
     /// # Errors
-    /// Those of [`TextTokenizer`] and [`windows`], with what the text was for.
-    pub fn read(plan: &Plan) -> anyhow::Result<Self> {
+    /// Those of [`TextTokenizer`] and [`windows`], with what the text was for; or if another rank failed.
+    pub fn read(plan: &Plan, ranks: &dyn Collective) -> anyhow::Result<Self> {
         let settings = &plan.settings;
         let calibrates = settings.calibrates();
         if !calibrates && settings.evaluate.is_empty() {
             return Ok(Self { calibration: None, evaluation: None });
         }
-        encoding(|| Self::encode(plan, calibrates))
+        let read = match ranks.rank() {
+            0 => encoding(|| Self::encode(plan, calibrates))?,
+            _ => Self { calibration: None, evaluation: None },
+        };
+        let spread = |read| sequences_of_first(ranks, plan.sequence_length, read);
+        Ok(Self {
+            calibration: calibrates.then(|| spread(read.calibration)).transpose()?,
+            evaluation: (!settings.evaluate.is_empty()).then(|| spread(read.evaluation)).transpose()?,
+        })
     }
 
     fn encode(plan: &Plan, calibrates: bool) -> anyhow::Result<Self> {
@@ -66,6 +78,21 @@ pub fn encoding<T: Send>(work: impl FnOnce() -> anyhow::Result<T> + Send) -> any
     threads.into_iter().for_each(|thread| drop(thread.join()));
     memory::give_back();
     result
+}
+
+/// The sequences of `length` tokens that rank 0 has `read`, on all ranks.
+///
+/// # Errors
+/// If another rank failed.
+pub fn sequences_of_first(
+    ranks: &dyn Collective,
+    length: usize,
+    read: Option<Sequences>,
+) -> Result<Sequences, Disconnected> {
+    let tokens = read.map_or(Vec::new(), |read| read.tokens);
+    let bytes: Vec<_> = tokens.into_iter().flat_map(u32::to_le_bytes).collect();
+    let bytes = told_by_first(ranks, &bytes)?;
+    Ok(Sequences { tokens: bytes.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token)).collect(), length })
 }
 
 /// The windows of `length` tokens of all the texts.

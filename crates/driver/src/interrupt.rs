@@ -63,9 +63,15 @@ pub fn undivided<T>(work: impl FnOnce() -> T) -> T {
 pub fn guard<E>(create: impl FnOnce() -> Result<Output, E>) -> Result<(Guard, Output), E> {
     let mut begun = begun();
     let output = create()?;
-    let staged = output.staged().to_owned();
-    begun.push(Begun { staged: staged.clone(), created: output.created().to_owned() });
+    let (staged, created) = (output.staged().to_owned(), output.created().to_owned());
+    begun.push(Begun { staged: staged.clone(), created });
     Ok((Guard(staged), output))
+}
+
+/// [`guard`] for an output that another process began: should that one be killed, this one cleans up.
+pub fn guard_shared(staged: PathBuf, created: Vec<PathBuf>) -> Guard {
+    begun().push(Begun { staged: staged.clone(), created });
+    Guard(staged)
 }
 
 /// See [`guard`].

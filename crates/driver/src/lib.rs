@@ -17,6 +17,8 @@ pub mod evaluate;
 pub mod interrupt;
 pub mod pipeline;
 pub mod progress;
+pub mod ranks;
+pub mod staging;
 
 pub mod memory;
 pub mod report;

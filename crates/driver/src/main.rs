@@ -9,63 +9,93 @@ use std::process::ExitCode;
 use anyhow::Context;
 use checkpoint::Checkpoint;
 use clap::Parser;
-use driver::cli::{Cli, Command, EvaluateArgs, InspectArgs, PruneArgs};
+use driver::cli::{Cli, Command, EvaluateArgs, InspectArgs, PruneArgs, Verbosity};
 use driver::inspect::Inspection;
 use driver::plan::Plan;
 use driver::progress::Progress;
+use driver::ranks::Ranks;
 use driver::settings::{self, Evaluation, Settings, SettingsError};
 use driver::{evaluate, interrupt, pipeline, report, summary};
+use prune::Collective;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let ranks = match Ranks::start() {
+        Ok(ranks) => ranks,
+        Err(error) => {
+            say(&error, None);
+            return ExitCode::FAILURE;
+        }
+    };
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and versions are such errors, too.
+        Err(told) => return ranks.conclude(u8::try_from(told.exit_code()).unwrap_or(1), |_| drop(told.print())),
+    };
     let done = match cli.command {
-        None => prune(&cli.prune),
-        Some(Command::Prune(args)) => prune(&args),
-        Some(Command::Evaluate(args)) => evaluate_texts(args),
-        Some(Command::Inspect(args)) => inspect(&args),
+        None => prune(&cli.prune, &ranks),
+        Some(Command::Prune(args)) => prune(&args, &ranks),
+        Some(Command::Evaluate(args)) => evaluate_texts(args, &ranks),
+        Some(Command::Inspect(args)) => inspect(&args, &ranks),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
+        Ok(()) => ranks.conclude(0, |_| ()),
+        Err(error) => {
+            let code = error.downcast_ref::<SettingsError>().map_or(1, SettingsError::exit_code);
+            ranks.conclude(code, |rank| say(&error, rank))
+        }
     }
 }
 
-fn prune(args: &PruneArgs) -> anyhow::Result<()> {
+fn prune(args: &PruneArgs, ranks: &Ranks) -> anyhow::Result<()> {
     let settings = Settings::resolve(args)?;
-    let progress = Progress::start(args.verbosity);
-    start_threads(settings.threads)?;
+    let first = ranks.collective().rank() == 0;
+    let progress = start(args.verbosity, settings.threads, ranks)?;
     let checkpoint = Checkpoint::open(&settings.model)?;
-    let plan = Plan::new(settings, &checkpoint)?;
+    let plan = Plan::new(settings, &checkpoint, ranks.collective().size())?;
     if args.dry_run {
-        return print(&plan.to_string());
+        return if first { print(&plan.to_string()) } else { Ok(()) };
     }
-    if let Some(path) = &plan.settings.report {
+    if let Some(path) = plan.settings.report.as_ref().filter(|_| first) {
         report::check_path(path, &plan.settings, args.config.as_deref())?;
     }
     interrupt::listen()?;
-    let report = pipeline::prune(&plan, &checkpoint, &progress)?;
+    let Some(report) = pipeline::prune(&plan, &checkpoint, &progress, ranks)? else { return Ok(()) };
     if let Some(path) = &plan.settings.report {
         interrupt::undivided(|| report.write(path))?;
     }
     print(&summary::summary(&report))
 }
 
-fn evaluate_texts(args: EvaluateArgs) -> anyhow::Result<()> {
+fn evaluate_texts(args: EvaluateArgs, ranks: &Ranks) -> anyhow::Result<()> {
     let verbosity = args.verbosity;
     let evaluation = Evaluation::resolve(args)?;
-    let progress = Progress::start(verbosity);
-    start_threads(evaluation.threads)?;
+    let progress = start(verbosity, evaluation.threads, ranks)?;
     let checkpoint = Checkpoint::open(&evaluation.model)?;
-    let perplexity = evaluate::evaluate(&evaluation, &checkpoint, &progress)?;
+    let collective = ranks.collective();
+    let perplexity = evaluate::evaluate(&evaluation, &checkpoint, &progress, &collective)?;
+    if collective.rank() > 0 {
+        return Ok(());
+    }
     print(&summary::perplexity(&evaluation, &perplexity))
 }
 
-fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
+/// One rank's work, whoever waits for it.
+fn inspect(args: &InspectArgs, ranks: &Ranks) -> anyhow::Result<()> {
     let threads = settings::threads(args.threads)?;
-    let _progress = Progress::start(args.verbosity);
-    start_threads(threads)?;
+    if ranks.collective().rank() > 0 {
+        return Ok(());
+    }
+    let _progress = start(args.verbosity, threads, ranks)?;
     let inspection = Inspection::of(&Checkpoint::open(&args.model)?);
     print(&if args.json { inspection.to_json()? } else { inspection.to_text() })
+}
+
+/// Starts the threads, and on rank 0 progress: the others work in silence.
+fn start(verbosity: Verbosity, threads: Option<usize>, ranks: &Ranks) -> anyhow::Result<Progress> {
+    let first = ranks.collective().rank() == 0;
+    let progress = Progress::start(if first { verbosity } else { Verbosity { quiet: true, verbose: 0 } });
+    start_threads(threads)?;
+    Ok(progress)
 }
 
 /// Sets how many threads all parallel work of this process shares: no more than the machine runs at a time, since others
@@ -88,9 +118,9 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Says what went wrong: the error, then what caused it, a line each.
-fn fail(error: &anyhow::Error) -> ExitCode {
-    let mut lines: Vec<String> = Vec::new();
+/// Says what went wrong, and on which rank: the error, then what caused it, a line each.
+fn say(error: &anyhow::Error, rank: Option<String>) {
+    let mut lines: Vec<String> = Vec::from_iter(rank);
     for cause in error.chain().map(|cause| cause.to_string().replace('\n', " ")) {
         // Some errors already say in their own words what caused them.
         if !lines.iter().any(|line| line.contains(&cause)) {
@@ -102,8 +132,4 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     }
     // With stderr closed the exit code has to do.
     let _ = writeln!(io::stderr(), "error: {}", lines.join("\n  "));
-    match error.downcast_ref::<SettingsError>() {
-        Some(error) => ExitCode::from(error.exit_code()),
-        None => ExitCode::FAILURE,
-    }
 }

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{bail, ensure};
-use checkpoint::{Checkpoint, Output};
+use checkpoint::Checkpoint;
 use model::Model;
-use prune::{Method, run_shards};
+use prune::{Collective, Method, share};
 
 use crate::blocks::{Job, prune_blocks};
 use crate::evaluate::measure;
@@ -15,47 +15,57 @@ use crate::interrupt;
 use crate::memory;
 use crate::plan::Plan;
 use crate::progress::Progress;
+use crate::ranks::Ranks;
 use crate::report::{Clock, LayerReport, Perplexity, Phase, Report};
 use crate::settings;
+use crate::staging::{Place, Staged};
 use crate::summary::size;
 
 /// The report, in the folder of the result.
 pub const REPORT_NAME: &str = "pruning.json";
 
-/// Prunes as planned. The output folder appears when everything in it is complete.
+/// Prunes as planned, together with all other ranks. The output folder appears when everything in it is complete; rank 0
+/// has the report.
 ///
 /// # Errors
-/// Whatever is wrong with the model, the texts or the disk; nothing is left behind then.
-pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyhow::Result<Report> {
+/// Whatever is wrong with the model, the texts or the disk, or if another rank failed; nothing is left behind then.
+pub fn prune(
+    plan: &Plan,
+    checkpoint: &Checkpoint,
+    progress: &Progress,
+    ranks: &Ranks,
+) -> anyhow::Result<Option<Report>> {
     let settings = &plan.settings;
     let clock = Mutex::new(Clock::start());
     let model = Model::open(checkpoint)?;
     let stored = settings.to_toml(plan.sequence_length)?;
-    check_memory(plan)?;
+    check_memory(plan, ranks.on_this_machine())?;
     check_replaced(&settings.output, settings.overwrite)?;
-    check_finite(&model)?;
+    check_finite(&model, &ranks.collective())?;
     if let Some(warning) = idle_shards(plan) {
         tracing::warn!("{warning}");
     }
+    let place = Place { checkpoint, folder: &settings.output, overwrite: settings.overwrite, ranks };
     // Made first, so that an output that cannot be is refused before the work.
-    let create = || Output::create(checkpoint, &settings.output, settings.overwrite);
-    let (_guard, output) = interrupt::guard(create)?;
-    let inputs = time(&clock, Phase::Embed, || Inputs::read(plan))?;
-    let run = Run { plan, model: &model, inputs: &inputs, progress, clock: &clock };
-    let mut perplexities = Vec::new();
-    perplexities.extend(run.evaluate(&settings.model, None)?);
-    for method in [Method::Magnitude, Method::Wanda] {
-        if settings.baselines && settings.method != method {
-            // A baseline is a checkpoint that is measured and never published.
-            let (_guard, baseline) = interrupt::guard(create)?;
-            run.prune(method, &baseline)?;
-            time(&clock, Phase::Write, || baseline.complete())?;
-            perplexities.extend(run.evaluate(baseline.staged(), Some(method))?);
+    let (staged, run) = place.stage(|staged| {
+        let inputs = time(&clock, Phase::Embed, || Inputs::read(plan, &ranks.collective()))?;
+        let run = Run { plan, model: &model, inputs: &inputs, progress, clock: &clock, ranks };
+        let mut perplexities = Vec::new();
+        perplexities.extend(run.evaluate(&settings.model, None)?);
+        for method in [Method::Magnitude, Method::Wanda] {
+            if settings.baselines && settings.method != method {
+                // A baseline is a checkpoint that is measured and never published.
+                let (baseline, perplexity) = place.stage(|baseline| Ok(run.prune(method, baseline)?.1))?;
+                baseline.close(ranks)?;
+                perplexities.extend(perplexity);
+            }
         }
-    }
-    let layers = run.prune(settings.method, &output)?;
-    time(&clock, Phase::Write, || output.complete())?;
-    perplexities.extend(run.evaluate(output.staged(), Some(settings.method))?);
+        let (layers, perplexity) = run.prune(settings.method, staged)?;
+        perplexities.extend(perplexity);
+        Ok((layers, perplexities, inputs.calibration.map_or(0, |sequences| sequences.count())))
+    })?;
+    let Some((_guard, output)) = staged.close(ranks)? else { return Ok(None) };
+    let (layers, perplexities, sequences) = run;
     let clock = clock.into_inner().unwrap_or_else(PoisonError::into_inner);
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -65,9 +75,10 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
         method: settings.method,
         pattern: settings.pattern.to_string(),
         bits: settings.bits,
-        sequences: inputs.calibration.as_ref().map_or(0, |sequences| sequences.count()),
+        sequences,
         sequence_length: plan.sequence_length,
-        shards: plan.workers(),
+        shards: plan.shards(),
+        ranks: plan.ranks,
         perplexities,
         warnings: idle_shards(plan).into_iter().chain(raised_dampings(&layers)).collect(),
         layers,
@@ -80,17 +91,19 @@ pub fn prune(plan: &Plan, checkpoint: &Checkpoint, progress: &Progress) -> anyho
     // The long wait for the disk may be interrupted; the exchange of a result for another may not.
     output.flush()?;
     interrupt::undivided(|| output.publish())?;
-    Ok(report)
+    Ok(Some(report))
 }
 
-/// Fails where the plan needs more memory than there is, before the system has to end the program.
-fn check_memory(plan: &Plan) -> anyhow::Result<()> {
-    let needed = plan.memory().peak();
+/// Fails where the plan needs more memory than there is for the ranks of this machine, before the system has to end the
+/// program.
+fn check_memory(plan: &Plan, ranks: usize) -> anyhow::Result<()> {
+    let needed = plan.memory().peak().saturating_mul(ranks as u64);
     if let Some(available) = memory::available().filter(|&available| available < needed) {
         bail!(
-            "the prune needs about {} of memory, and {} are free: fewer --sequences, a smaller --sequence-length or fewer \
-             --shards need less",
+            "the prune needs about {} of memory{}, and {} are free: fewer --sequences, a smaller --sequence-length or \
+             fewer --shards need less",
             size(needed),
+            if ranks > 1 { format!(" for {ranks} ranks on one machine") } else { String::new() },
             size(available)
         );
     }
@@ -110,12 +123,14 @@ fn check_replaced(output: &Path, overwrite: bool) -> anyhow::Result<()> {
 }
 
 /// Fails at the first tensor of the model that holds NaN or infinity, pruned or not: a result with one is of no use to
-/// anybody, and better refused now than after hours. Other tensors may: old checkpoints keep attention masks.
-fn check_finite(model: &Model<'_>) -> anyhow::Result<()> {
+/// anybody, and better refused now than after hours. Other tensors may: old checkpoints keep attention masks. Each rank
+/// looks at its share.
+fn check_finite(model: &Model<'_>, ranks: &dyn Collective) -> anyhow::Result<()> {
     let checkpoint = model.checkpoint();
-    for name in model.tensor_names() {
-        model::Weight::from(checkpoint.tensor(&name)?.values()?).check_finite(&name)?;
-        checkpoint.release(&name);
+    let names: Vec<_> = model.tensor_names().collect();
+    for name in &names[share(names.len(), ranks.rank(), ranks.size())] {
+        model::Weight::from(checkpoint.tensor(name)?.values()?).check_finite(name)?;
+        checkpoint.release(name);
     }
     Ok(())
 }
@@ -126,7 +141,7 @@ fn time<T>(clock: &Mutex<Clock>, phase: Phase, work: impl FnOnce() -> T) -> T {
 
 /// That more shards are asked for than have anything to do, if so.
 fn idle_shards(plan: &Plan) -> Option<String> {
-    let (asked, used) = (plan.settings.shards, plan.workers());
+    let (asked, used) = (plan.settings.shards.saturating_mul(plan.ranks), plan.shards());
     (used < asked).then(|| format!("{} of {asked} shards have nothing to do, {used} are used", asked - used))
 }
 
@@ -147,16 +162,18 @@ struct Run<'a> {
     inputs: &'a Inputs,
     progress: &'a Progress,
     clock: &'a Mutex<Clock>,
+    ranks: &'a Ranks,
 }
 
 impl Run<'_> {
-    /// Prunes the model by some method into `output`.
-    fn prune(&self, method: Method, output: &Output) -> anyhow::Result<Vec<LayerReport>> {
+    /// Prunes the model by some method into `staged`, and measures the result.
+    fn prune(&self, method: Method, staged: &Staged) -> anyhow::Result<(Vec<LayerReport>, Option<Perplexity>)> {
         let settings = &self.plan.settings;
         let calibration = self.inputs.calibration.as_ref().filter(|_| method != Method::Magnitude);
         let selects = |block: usize, name: &str| settings.selects(block, name);
         let blocks = self.plan.stages().map(|stage| stage.block + 1).max().unwrap_or(0);
         let task = self.progress.task(&format!("pruning, {method}"));
+        let local_shards = self.plan.local_shards();
         let job = Job {
             model: self.model,
             method,
@@ -168,11 +185,15 @@ impl Run<'_> {
             activations: self.plan.activations,
             selects: &selects,
             blocks,
-            output,
+            local_shards,
+            output: staged.writer(),
             task: &task,
         };
-        let mut reports = run_shards(self.plan.workers(), |collective| prune_blocks(&job, collective, self.clock))?;
-        Ok(reports.swap_remove(0))
+        let mut reports =
+            self.ranks.run_shards(local_shards, |collective| prune_blocks(&job, collective, self.clock))?;
+        drop(task);
+        time(self.clock, Phase::Write, || staged.complete(self.ranks))?;
+        Ok((reports.swap_remove(0), self.evaluate(staged.folder(), Some(method))?))
     }
 
     /// The perplexity of a checkpoint on the evaluation texts, if there are any.
@@ -180,7 +201,7 @@ impl Run<'_> {
         let Some(windows) = &self.inputs.evaluation else { return Ok(None) };
         let measured = time(self.clock, Phase::Evaluate, || {
             let checkpoint = Checkpoint::open(folder)?;
-            measure(&Model::open(&checkpoint)?, method, windows, self.progress)
+            measure(&Model::open(&checkpoint)?, method, windows, self.progress, &self.ranks.collective())
         });
         measured.map(Some)
     }

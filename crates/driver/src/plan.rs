@@ -5,7 +5,7 @@ use std::fmt;
 
 use anyhow::{bail, ensure};
 use checkpoint::{Checkpoint, Dtype};
-use prune::Method;
+use prune::{Method, share};
 
 use crate::architecture::{Layout, Stage};
 use crate::blocks::{ATTENTION_TOKENS, FEED_FORWARD, FEED_FORWARD_TOKENS};
@@ -31,6 +31,8 @@ pub struct Plan {
     pub sequence_length: usize,
     /// How activations are kept: F32, F16 or BF16.
     pub activations: Dtype,
+    /// Processes that share the job, each with as many shards.
+    pub ranks: usize,
 }
 
 /// Operations, a multiplication and an addition counted as two; of a symmetric result, one triangle is counted.
@@ -46,7 +48,7 @@ pub struct Operations {
     pub solve: f64,
 }
 
-/// Bytes that a prune holds at its peak, beside the pages of the checkpoint.
+/// Bytes that each rank of a prune holds at its peak, beside the pages of the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// The residual stream and one more buffer of activations, tokens · hidden each.
@@ -71,16 +73,16 @@ impl Memory {
 }
 
 impl Plan {
-    /// Plans the prune of a checkpoint.
+    /// Plans the prune of a checkpoint by `ranks` processes.
     ///
     /// # Errors
     /// If the architecture is unknown, if there is nothing to calibrate on, if blocks are asked for that the model does not have, if no layer is selected,
     /// if groups of n:m do not divide a layer's columns, or if sequences are longer than the model's positions.
-    pub fn new(settings: Settings, checkpoint: &Checkpoint) -> anyhow::Result<Self> {
-        Self::of_layout(settings, Layout::of_checkpoint(checkpoint)?)
+    pub fn new(settings: Settings, checkpoint: &Checkpoint, ranks: usize) -> anyhow::Result<Self> {
+        Self::of_layout(settings, Layout::of_checkpoint(checkpoint)?, ranks)
     }
 
-    fn of_layout(settings: Settings, layout: Layout) -> anyhow::Result<Self> {
+    fn of_layout(settings: Settings, layout: Layout, ranks: usize) -> anyhow::Result<Self> {
         settings.require_calibration()?;
         let last = settings.blocks.end.checked_sub(1).filter(|&last| last != usize::MAX - 1);
         if let Some(beyond) = [Some(settings.blocks.start), last].into_iter().flatten().find(|&at| at >= layout.blocks)
@@ -100,7 +102,7 @@ impl Plan {
             Activations::Auto if layout.dtype == Dtype::BF16 => Dtype::BF16,
             Activations::Auto => Dtype::F16,
         };
-        let plan = Self { settings, layout, sequence_length, activations };
+        let plan = Self { settings, layout, sequence_length, activations, ranks };
         let Some(first) = plan.stages().next() else {
             let example = plan.layout.stages.first().and_then(|stage| stage.layers.first());
             bail!(
@@ -132,12 +134,17 @@ impl Plan {
         })
     }
 
-    /// The shards that are used: no more than there are sequences, or rows of the tallest layer to prune, since others
-    /// would only be waited for.
-    pub fn workers(&self) -> usize {
+    /// The shards that each rank uses: over all ranks no more than there are sequences, or rows of the tallest layer to
+    /// prune, since others would only be waited for.
+    pub fn local_shards(&self) -> usize {
         let sequences = if self.settings.calibrates() { self.settings.sequences } else { 0 };
         let rows = self.stages().flat_map(|stage| stage.layers).map(|layer| layer.rows).max().unwrap_or(0);
-        self.settings.shards.min(sequences.max(rows).max(1))
+        self.settings.shards.min(sequences.max(rows).max(1).div_ceil(self.ranks))
+    }
+
+    /// The shards of all ranks.
+    pub fn shards(&self) -> usize {
+        self.local_shards() * self.ranks
     }
 
     /// Calibration tokens.
@@ -182,13 +189,17 @@ impl Plan {
         for stage in self.stages() {
             blocks[stage.block] = blocks[stage.block].saturating_add(weights(&stage));
         }
-        let shards = self.workers();
+        let shards = self.local_shards();
+        // The first rank has the most sequences.
+        let sequences = share(self.settings.sequences, shards - 1, self.shards()).end;
         let stored = self.layout.dtype.size();
-        let copies = if method == Method::Sparsegpt { 8 } else { 4 }.max(stored * (1 + 2 * shards)) as u64;
+        // Between ranks the first shard of each sends and receives for all, and joins what it hands on to the others.
+        let relayed = if self.ranks > 1 && shards > 1 { 2 } else { 0 };
+        let solve = if method == Method::Sparsegpt { 8_usize } else { 4 }.div_ceil(self.ranks);
+        let copies = solve.max(stored * (1 + 2 * shards + relayed)) as u64;
         // Each shard has a chunk under way: the residual stream, what its norm makes of that, what the first stage of a
         // half makes of that, and what attention puts out.
-        let attention =
-            (ATTENTION_TOKENS / self.sequence_length).max(1).min(self.settings.sequences) * self.sequence_length;
+        let attention = (ATTENTION_TOKENS / self.sequence_length).max(1).min(sequences) * self.sequence_length;
         let chunk = |stage: &Stage| {
             let tokens = if stage.index < FEED_FORWARD { attention } else { FEED_FORWARD_TOKENS };
             let rows: usize = stage.layers.iter().map(|layer| layer.rows).sum();
@@ -198,13 +209,7 @@ impl Plan {
         let packing = PACKING_BYTES.saturating_mul((shards + rayon::current_num_threads()) as u64);
         Memory {
             activations: if calibrates {
-                product(&[
-                    2,
-                    self.settings.sequences,
-                    self.sequence_length,
-                    self.layout.hidden,
-                    self.activations.size(),
-                ])
+                product(&[2, sequences, self.sequence_length, self.layout.hidden, self.activations.size()])
             } else {
                 0
             },
@@ -233,12 +238,22 @@ fn stage_operations(stage: &Stage, tokens: f64, method: Method) -> Operations {
     }
 }
 
+impl Plan {
+    /// Among how many the job is divided, in words.
+    fn division(&self) -> String {
+        match self.ranks {
+            1 => count(self.local_shards(), "shard"),
+            ranks => format!("{}, {} in each of {ranks} ranks", count(self.shards(), "shard"), self.local_shards()),
+        }
+    }
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Settings { model, output, method, pattern, sequences, panel_width, damping, .. } = &self.settings;
         let bits = self.settings.bits.map_or(String::new(), |bits| format!(", {bits} bits"));
         writeln!(f, "Prune {}: {}, {} blocks", model.display(), self.layout.architecture, self.layout.blocks)?;
-        writeln!(f, "  to        {pattern}{bits} by {method}; {}", count(self.workers(), "shard"))?;
+        writeln!(f, "  to        {pattern}{bits} by {method}; {}", self.division())?;
         if *method == Method::Sparsegpt {
             writeln!(f, "  with      damping {damping}, panels of {panel_width} columns")?;
         }
@@ -301,8 +316,9 @@ impl fmt::Display for Plan {
         let needed = self.memory();
         writeln!(
             f,
-            "Memory peak   {:>12}, without reading texts and without evaluation, beside pages of the checkpoint",
-            size(needed.peak())
+            "Memory peak   {:>12}{}, without reading texts and without evaluation, beside pages of the checkpoint",
+            size(needed.peak()),
+            if self.ranks > 1 { " in each rank" } else { "" }
         )?;
         let parts = [
             ("activations", needed.activations),
@@ -360,10 +376,14 @@ mod tests {
     }
 
     fn plan(flags: &[&str]) -> Result<Plan, String> {
+        plan_of_ranks(1, flags)
+    }
+
+    fn plan_of_ranks(ranks: usize, flags: &[&str]) -> Result<Plan, String> {
         let always = ["driver", "model", "--calibration", "text.txt", "--sequences", "10"];
         let cli = Cli::try_parse_from(always.iter().chain(flags)).unwrap();
         let settings = Settings::resolve(&cli.prune).unwrap();
-        Plan::of_layout(settings, layout()).map_err(|error| error.to_string())
+        Plan::of_layout(settings, layout(), ranks).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -401,7 +421,7 @@ mod tests {
 
     #[test]
     fn shards_are_no_more_than_have_anything_to_do() {
-        let workers = |flags: &[&str]| plan(flags).unwrap().workers();
+        let workers = |flags: &[&str]| plan(flags).unwrap().shards();
         assert_eq!(workers(&["--shards", "64"]), 64);
         assert_eq!(workers(&["--shards", "1000"]), 64, "rows of q and down");
         assert_eq!(workers(&["--shards", "1000", "--only", "k"]), 32, "rows of k");
@@ -409,6 +429,19 @@ mod tests {
         assert_eq!(workers(&few_rows), 9);
         let memory = |shards| plan(&["--shards", shards]).unwrap().memory();
         assert_eq!(memory("1000"), memory("64"));
+    }
+
+    #[test]
+    fn ranks_have_as_many_shards_each_and_their_own_memory() {
+        let of = |ranks, shards| plan_of_ranks(ranks, &["--shards", shards]).unwrap();
+        assert_eq!((of(4, "2").local_shards(), of(4, "2").shards()), (2, 8));
+        assert_eq!((of(4, "1000").local_shards(), of(4, "1000").shards()), (16, 64), "rows of q and down");
+        assert_eq!((of(100, "2").local_shards(), of(100, "2").shards()), (1, 100), "no rank is left out");
+        let (one, four) = (of(1, "1").memory(), of(4, "1").memory());
+        assert_eq!((four.hessian, four.block), (one.hessian, one.block));
+        assert_eq!(four.activations * 10, one.activations * 3, "the first of four has three of ten sequences");
+        assert_eq!(of(2, "2").memory().activations * 10, one.activations * 6, "and of two with two each, six");
+        assert!(of(2, "2").to_string().contains("4 shards, 2 in each of 2 ranks"));
     }
 
     #[test]

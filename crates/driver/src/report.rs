@@ -34,8 +34,10 @@ pub struct Report {
     pub sequences: usize,
     /// Tokens per sequence.
     pub sequence_length: usize,
-    /// Workers among which the job was divided.
+    /// Workers among which the job was divided, over all ranks.
     pub shards: usize,
+    /// Processes that they belonged to.
+    pub ranks: usize,
     /// Perplexities in the order they are shown; empty without texts to evaluate on.
     pub perplexities: Vec<Perplexity>,
     /// The pruned layers, in the order they were pruned.

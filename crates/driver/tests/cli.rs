@@ -583,3 +583,13 @@ fn a_full_disk_leaves_nothing_behind() {
     run.assert_error(1, &["cannot write", "model.safetensors"]);
     assert_eq!(place.list(), before);
 }
+
+/// As `mpirun` tells its processes.
+#[cfg(all(unix, not(feature = "mpi")))]
+#[test]
+fn without_mpi_a_process_is_not_one_of_several_ranks() {
+    let place = Place::with_demo();
+    let run = place.run_in_shell("export OMPI_COMM_WORLD_SIZE=4", &["inspect", "model"]);
+    run.assert_error(1, &["one of 4 ranks", "--features mpi"]);
+    place.run_in_shell("export OMPI_COMM_WORLD_SIZE=1", &["inspect", "model"]).assert_success();
+}

@@ -94,8 +94,8 @@ impl Collective for Solo {
     }
 }
 
-/// Runs `shard` on `size` threads, which talk through the collective that each is given, and returns what they return
-/// in the order of ranks.
+/// Runs `shard` on `size` threads, of which the calling one is the first, and returns what they return in the order of
+/// ranks. They talk through the collective that each is given.
 ///
 /// # Errors
 /// The error of the first shard that failed of its own; shards that failed since another did are not asked.
@@ -111,26 +111,24 @@ pub fn run_shards<T: Send, E: Send>(
     }
     let table = Table::new(size);
     let first_error = Mutex::new(None);
+    let run = |rank| {
+        let leave = Leave(&table);
+        let result = shard(&Thread { rank, table: &table });
+        let value = result.map_err(|error| {
+            let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert(error); // before the others hear of it
+        });
+        drop(leave);
+        value.ok()
+    };
     let results = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..size)
-            .map(|rank| {
-                let (table, shard, first_error) = (&table, &shard, &first_error);
-                scope.spawn(move || {
-                    let leave = Leave(table);
-                    let result = shard(&Thread { rank, table });
-                    let value = result.map_err(|error| {
-                        let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
-                        first.get_or_insert(error); // before the others hear of it
-                    });
-                    drop(leave);
-                    value.ok()
-                })
-            })
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect::<Vec<_>>()
+        let run = &run;
+        let threads: Vec<_> = (1..size).map(|rank| scope.spawn(move || run(rank))).collect();
+        let first = run(0);
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        std::iter::once(first).chain(threads.into_iter().map(join)).collect::<Vec<_>>()
     });
     match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
