@@ -34,7 +34,7 @@ pub use device::Device;
 pub use error::Error;
 pub use factor::{Factored, Failure, RAISES, factor, factor_damped, factor_diagonals, failures, invert, restore, save};
 pub use hessian::{Input, Prepared, Summary, accumulate, prepare};
-pub use matrix::{MatrixMut, MatrixRef};
+pub use matrix::{Matrix, MatrixMut, MatrixRef};
 pub use module::ptx;
 pub use pack::{
     Bitmask, Element, TwoFour, TwoFourInput, TwoFourOutput, multiply_bitmask, multiply_two_four, pack_bitmask,

@@ -1,26 +1,23 @@
 //! Matrices in device memory, as views of a buffer.
 
 use crate::Error;
-use cudarc::driver::{CudaView, CudaViewMut};
+use cudarc::driver::{CudaView, CudaViewMut, DeviceSlice};
 use std::ops::Range;
 
-/// A matrix [rows, columns] in device memory, row-major, that is only read.
+/// A matrix [rows, columns] in device memory, row-major, over a view of a buffer.
 #[derive(Debug)]
-pub struct MatrixRef<'a, T> {
-    pub(crate) data: CudaView<'a, T>,
+pub struct Matrix<D> {
+    pub(crate) data: D,
     rows: usize,
     columns: usize,
     stride: usize,
 }
 
-/// A matrix [rows, columns] in device memory, row-major, that is written.
-#[derive(Debug)]
-pub struct MatrixMut<'a, T> {
-    pub(crate) data: CudaViewMut<'a, T>,
-    rows: usize,
-    columns: usize,
-    stride: usize,
-}
+/// A matrix that is only read.
+pub type MatrixRef<'a, T> = Matrix<CudaView<'a, T>>;
+
+/// A matrix that is written.
+pub type MatrixMut<'a, T> = Matrix<CudaViewMut<'a, T>>;
 
 /// Checks that a buffer of `length` holds a matrix. Kernels count rows and columns in 32 bits.
 fn check(length: usize, rows: usize, columns: usize, stride: usize) -> Result<(), Error> {
@@ -39,12 +36,15 @@ fn check(length: usize, rows: usize, columns: usize, stride: usize) -> Result<()
     Ok(())
 }
 
-impl<'a, T> MatrixRef<'a, T> {
+impl<D> Matrix<D> {
     /// The matrix whose rows follow each other without gaps.
     ///
     /// # Errors
     /// [`Error::Shape`] if the buffer is too short.
-    pub fn new(data: CudaView<'a, T>, rows: usize, columns: usize) -> Result<Self, Error> {
+    pub fn new<T>(data: D, rows: usize, columns: usize) -> Result<Self, Error>
+    where
+        D: DeviceSlice<T>,
+    {
         Self::with_stride(data, rows, columns, columns)
     }
 
@@ -52,7 +52,10 @@ impl<'a, T> MatrixRef<'a, T> {
     ///
     /// # Errors
     /// [`Error::Shape`] if rows overlap or the buffer is too short.
-    pub fn with_stride(data: CudaView<'a, T>, rows: usize, columns: usize, stride: usize) -> Result<Self, Error> {
+    pub fn with_stride<T>(data: D, rows: usize, columns: usize, stride: usize) -> Result<Self, Error>
+    where
+        D: DeviceSlice<T>,
+    {
         check(data.len(), rows, columns, stride)?;
         Ok(Self { data, rows, columns, stride })
     }
@@ -77,45 +80,7 @@ impl<'a, T> MatrixRef<'a, T> {
     }
 }
 
-impl<'a, T> MatrixMut<'a, T> {
-    /// As [`MatrixRef::new`].
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if the buffer is too short.
-    pub fn new(data: CudaViewMut<'a, T>, rows: usize, columns: usize) -> Result<Self, Error> {
-        Self::with_stride(data, rows, columns, columns)
-    }
-
-    /// As [`MatrixRef::with_stride`].
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if rows overlap or the buffer is too short.
-    pub fn with_stride(data: CudaViewMut<'a, T>, rows: usize, columns: usize, stride: usize) -> Result<Self, Error> {
-        check(data.len(), rows, columns, stride)?;
-        Ok(Self { data, rows, columns, stride })
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Number of columns.
-    pub fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// Elements from one row to the next.
-    pub fn stride(&self) -> usize {
-        self.stride
-    }
-
-    pub(crate) fn shape(&self) -> String {
-        format!("[{}, {}]", self.rows, self.columns)
-    }
-}
-
-impl<'a, T> MatrixRef<'a, T> {
+impl<T> MatrixRef<'_, T> {
     /// Some columns of all rows.
     ///
     /// # Errors
@@ -134,7 +99,7 @@ impl<'a, T> MatrixRef<'a, T> {
     }
 }
 
-impl<'a, T> MatrixMut<'a, T> {
+impl<T> MatrixMut<'_, T> {
     /// The same matrix, to be read.
     ///
     /// # Errors
