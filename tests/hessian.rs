@@ -266,6 +266,12 @@ fn wrong_shapes_are_named() {
         assert_eq!(error.to_string(), "hessian: found [8, 8], expected [16, 16] for inputs [4, 16]");
         let error = prepare(device, &mut hessian.matrix_mut(8, 8), 2, 0.01).unwrap_err();
         assert!(matches!(error, Error::Shape { what: "hessians", .. }), "{error}");
+        // 2^61 + 1 times 8 wraps to 8.
+        let error = prepare(device, &mut hessian.matrix_mut(8, 8), (1 << 61) + 1, 0.01).unwrap_err();
+        assert!(matches!(error, Error::Shape { what: "hessians", .. }), "{error}");
+        // 2^62 + 1 times four bytes wraps to four.
+        let error = device.zeros::<f32>((1 << 62) + 1).unwrap_err();
+        assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
         assert!(MatrixRef::new(inputs.view(), 9, 8).is_err());
         assert!(MatrixRef::with_stride(inputs.view(), 8, 8, 7).is_err());
     });
