@@ -13,7 +13,8 @@
 // Slabs:     an operand that is contiguous along the depth lies as [tile][depth] and is read by ldmatrix; one that is
 //            contiguous across it as [depth][tile], read number by number. The first is swizzled, the second padded, so
 //            that neither copying nor reading meets a bank conflict.
-// Order:     every sum runs along the depth, so that the bits depend on shapes only.
+// Order:     every sum runs along the depth, so that on one architecture the bits depend on shapes only; what a tensor core
+//            does within one mma differs between them.
 #pragma once
 
 #include "common.cuh"

@@ -21,6 +21,10 @@ pub fn gamma(k: usize, unit: f64) -> f64 {
 /// The error of one entry of an f32 product A·B with inner dimension k, in whatever order it is summed and with or
 /// without fused multiply-add: γ_k · (|A|·|B|)_ij (Higham, section 3.5). `scale` is (|A|·|B|)_ij or a bound of it, such
 /// as ‖a_i‖·‖b_j‖.
+///
+/// A bound where every addition is rounded to nearest. Tensor cores cut off sums of several products at a time (Fasi et
+/// al. 2021, doi 10.7717/peerj-cs.330): of m at once, each term and the sum may lose 2u of the scale, (m + 2)·2u in all
+/// and 2.5 times this for the eight of an A100. For them this is a demand, that such losses do not add up, and no bound.
 pub fn gemm_tolerance(k: usize, scale: f64) -> f64 {
     gamma(k, UNIT_F32) * scale
 }
