@@ -100,8 +100,8 @@ __device__ __forceinline__ void multiply_add_tf32(
 }
 
 // A number rounded to the eleven significant bits of tf32, ties away from zero, as bits. Two instructions where
-// cvt.rna.tf32 becomes four, since it keeps NaN apart: here a NaN may lose its name, for whoever splits a number finds it
-// again in what is left, NaN − anything.
+// cvt.rna.tf32 becomes four, since it keeps NaN apart: here one may become a zero, and the one that arithmetic makes,
+// 0x7fffffff, does. Whoever splits a number finds it again in what is left, NaN − anything, which must not come through here.
 __device__ __forceinline__ unsigned to_tf32(float value)
 {
     return (__float_as_uint(value) + 0x1000u) & 0xffffe000u;

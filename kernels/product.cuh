@@ -122,11 +122,12 @@ struct SlabCopy {
     }
 };
 
-// A number as the sum of two of tf32.
+// A number as the sum of two of tf32, with at most 2⁻²² of it left over. What the first leaves has twelve bits at most and is
+// cut off, not rounded: no more is lost than that, and NaN stays NaN.
 __device__ __forceinline__ void split_tf32(unsigned value, unsigned& high, unsigned& low)
 {
     high = to_tf32(__uint_as_float(value));
-    low = to_tf32(__uint_as_float(value) - __uint_as_float(high));
+    low = __float_as_uint(__uint_as_float(value) - __uint_as_float(high)) & 0xffffe000u;
 }
 
 // Tile `index` of a grid of tiles: groups of eight rows of tiles, column by column within a group, so that the thread

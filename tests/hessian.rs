@@ -224,6 +224,29 @@ fn extremes_are_exact_and_infinities_stay_in_their_column() {
     });
 }
 
+/// Whatever bits a number of f32 has that is not one, splitting it does not make it one: not even those that arithmetic on a
+/// GPU gives, all ones behind the sign, to which nothing may be added.
+#[test]
+fn what_is_not_finite_in_f32_stays_visible_whatever_its_bits() {
+    on_device(|device| {
+        let (tokens, columns) = (40, 48);
+        for bits in [0x7f80_0000, 0xff80_0000, 0x7fc0_0000, 0x7fff_ffff, 0xffff_ffff, 0x7fff_efff, 0x7f80_0001] {
+            let mut values = numbers::<f32>(3, tokens * columns);
+            values[5 * columns + 17] = f32::from_bits(bits);
+            let buffer = Guarded::new(device, &values, f32::NAN);
+            let mut hessian = Guarded::poisoned(device, columns * columns, f32::NAN);
+            accumulate(device, &buffer.matrix(tokens, columns), &mut hessian.matrix_mut(columns, columns), 1.0, 0.0)
+                .expect("accumulates");
+            let got = hessian.download(device);
+            for i in 0..columns {
+                for j in i..columns {
+                    assert_eq!(got[i * columns + j].is_finite(), i != 17 && j != 17, "{bits:x}: ({i}, {j})");
+                }
+            }
+        }
+    });
+}
+
 /// Dead columns and damping of a batch, against the reference.
 #[test]
 fn preparation_matches_the_reference() {
