@@ -99,9 +99,10 @@ __device__ __forceinline__ void multiply_add_tf32(
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// A number as the sum of two of tf32, which has eleven significant bits: hi is rounded, ties away from zero, and lo, which is
-// what is left, cut off. Four instructions where cvt.rna.tf32 takes nine, since that keeps NaN apart: here the rounding may
-// turn a NaN into a zero, but what is left of it, NaN − hi, is NaN, which cutting off leaves alone.
+// A number as the sum of two of tf32, which has eleven significant bits, and at most 2⁻²² of it left over: hi is rounded, ties
+// away from zero, and what it leaves, twelve bits at most, is cut off. Four instructions where cvt.rna.tf32 takes nine, since
+// that keeps NaN apart: here the rounding may turn a NaN into a zero, as it does the one that arithmetic makes, 0x7fffffff;
+// but NaN − hi is NaN, and cutting off leaves it one.
 __device__ __forceinline__ void split_tf32(unsigned value, unsigned& high, unsigned& low)
 {
     constexpr unsigned HALF = 0x1000u, KEPT = 0xffffe000u;

@@ -10,7 +10,7 @@
 // Requires:   rows of X and H that start at multiples of 16 bytes, or the entry `…_any` for every other stride.
 // Oracle:     reference::hessian, reference::damped
 // Tolerance:  16-bit inputs have exact products: γ(tokens) · √(h_ii·h_jj); f32 inputs are split (product.cuh):
-//             γ(3 · tokens + 20) · √(h_ii·h_jj). testkit::tolerance::{hessian_tolerance, hessian_split_tolerance}
+//             γ(3 · tokens + 12) · √(h_ii·h_jj). testkit::tolerance::{hessian_tolerance, hessian_split_tolerance}
 //
 // Operations: tokens · columns² (one triangle; products and sums each counted). Bytes: every tile of 128 × 128 reads two
 // strips of 128 columns once (one, on the diagonal), and writes itself once.

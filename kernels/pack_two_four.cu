@@ -25,7 +25,8 @@
 // That is what mma.sp.m16n8k32 of 16-bit types wants (PTX ISA, "Matrix fragments for sparse mma.m16n8k32"): with sparsity
 // selector F, lanes 4·g + 2·F and 4·g + 2·F + 1 hold the left and the right 16 of 32 columns, for rows g and g + 8. One word
 // a lane is thus two steps of 32 columns, F = 0 and F = 1, and a warp reads its 64 × 64 part by one access of 16 bytes a lane.
-// Indices ascend, so mma.sp::ordered_metadata reads it too: the ISA advises it, since plain mma.sp may be slow.
+// Indices ascend, so mma.sp::ordered_metadata reads it too: the ISA advises it, since plain mma.sp may be slow. It came with
+// PTX 8.5; compilers before CUDA 12.5, whose PTX is for the drivers of their time, get plain mma.sp, which gives the same.
 //
 // The product computes tiles of Yᵀ = W · Xᵀ, since it is A that may be sparse.
 //
@@ -223,6 +224,16 @@ __device__ __forceinline__ void unpack(
     }
 }
 
+// nvcc passes instructions on as they are written: what its version of PTX does not have is refused by the driver alone.
+#ifndef ORDERED_METADATA
+#define ORDERED_METADATA (__CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1205)
+#endif
+#if ORDERED_METADATA
+#define SPARSE "mma.sp::ordered_metadata"
+#else
+#define SPARSE "mma.sp"
+#endif
+
 template <unsigned VALUE>
 struct Constant {
     static constexpr unsigned value = VALUE;
@@ -234,7 +245,7 @@ __device__ __forceinline__ void multiply_add_sparse(
     float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[4], unsigned metadata)
 {
 #define MMA_SPARSE(TYPE)                                                                                                  \
-    asm("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32." TYPE "." TYPE ".f32 "                               \
+    asm(SPARSE ".sync.aligned.m16n8k32.row.col.f32." TYPE "." TYPE ".f32 "                                                \
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"                             \
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                                      \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(metadata), "n"(SELECTOR))

@@ -3,9 +3,9 @@
 //
 //   C ← β · C + α · A · B                                  A [rows, depth], B [depth, columns], C [rows, columns]
 //
-// Each number is split into two of tf32, x = hi + lo + r with |lo| ≤ 2⁻¹¹ |x| and |r| ≤ 2⁻²¹ |x|, and
-// A·B ≈ hi·hi + hi·lo + lo·hi. What is left out, lo·lo and what r multiplies, is at most 5 · 2⁻²² of |a|·|b|: a product
-// of two numbers is off by no more than 20 roundings of f32 would make it. Three products of tf32 run at a third of the
+// Each number is split into two of tf32, x = hi + lo + r with |lo| ≤ 2⁻¹¹ |x| and |r| ≤ 2⁻²² |x|, and
+// A·B ≈ hi·hi + hi·lo + lo·hi. What is left out, lo·lo and what r multiplies, is at most 3 · 2⁻²² of |a|·|b|: a product
+// of two numbers is off by no more than 12 roundings of f32 would make it. Three products of tf32 run at a third of the
 // tensor cores' tf32 rate: 52 TFLOP/s of an A100 where fma gives 19.5.
 //
 // Tiles:     thread block 128 × 128 (eight warps as 2 × 4), warp 64 × 32, mma m16n8k8, slabs of 16 along the depth.
@@ -13,7 +13,8 @@
 // Slabs:     an operand that is contiguous along the depth lies as [tile][depth] and is read by ldmatrix; one that is
 //            contiguous across it as [depth][tile], read number by number. The first is swizzled, the second padded, so
 //            that neither copying nor reading meets a bank conflict.
-// Order:     every sum runs along the depth, so that the bits depend on shapes only.
+// Order:     every sum runs along the depth, so that on one architecture the bits depend on shapes only; what a tensor core
+//            does within one mma differs between them.
 #pragma once
 
 #include "common.cuh"

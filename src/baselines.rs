@@ -2,6 +2,7 @@
 
 use crate::device::{Device, arguments, blocks};
 use crate::module::{Entry, FLAT_THREADS, PRUNE_SELECT};
+use crate::solve::check_all_rows;
 use crate::{Error, MatrixMut, MatrixRef, Score, Selector, Shards, apply};
 use cudarc::driver::{CudaSlice, DevicePtrMut};
 
@@ -51,8 +52,8 @@ pub fn norms(device: &Device, hessian: &MatrixRef<'_, f32>) -> Result<CudaSlice<
 /// columns / 32 rounded up]: bit j of a row is set if column j stays.
 ///
 /// # Errors
-/// [`Error::Shape`] if the pattern's numbers are not what it says; [`Error::OtherDevice`]; what shards say; or what the driver
-/// says.
+/// [`Error::Shape`] if the pattern's numbers are not what it says, or all shards have fewer rows than this one;
+/// [`Error::OtherDevice`]; what shards say; or what the driver says.
 pub fn magnitude(
     device: &Device,
     weights: &mut MatrixMut<'_, f32>,
@@ -63,6 +64,7 @@ pub fn magnitude(
     prune(device, weights, |selector, weights, keep| match pattern {
         Pattern::Unstructured { sparsity } => {
             let all_rows = shards.map_or(rows, |(_, all_rows)| all_rows);
+            check_all_rows(all_rows, rows, columns)?;
             let count = share(all_rows * columns, sparsity)?;
             selector.select(device, weights, Score::Magnitude, count, keep, 0, shards.map(|(shards, _)| shards))
         }

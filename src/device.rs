@@ -118,13 +118,25 @@ impl Device {
     /// # Errors
     /// [`Error::OutOfMemory`], or what the driver says.
     pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, length: usize) -> Result<CudaSlice<T>, Error> {
+        self.check_length::<T>(length)?;
         self.allocated::<T>(length, self.stream.alloc_zeros(length))
     }
 
     /// Memory for `length` elements with whatever was there before: for what a kernel writes before anything reads it.
     pub(crate) fn scratch<T: DeviceRepr>(&self, length: usize) -> Result<CudaSlice<T>, Error> {
+        self.check_length::<T>(length)?;
         // SAFETY: kernels fill it before it is read; the emulated driver proves that of them.
         self.allocated::<T>(length, unsafe { self.stream.alloc(length) })
+    }
+
+    /// Checks that the bytes of `length` elements can be counted: cudarc multiplies without looking, and would hand out
+    /// less memory than it says.
+    fn check_length<T>(&self, length: usize) -> Result<(), Error> {
+        if length.checked_mul(size_of::<T>()).is_some() {
+            return Ok(());
+        }
+        let (free, total) = self.memory()?;
+        Err(Error::OutOfMemory { ordinal: self.ordinal(), bytes: usize::MAX, free, total })
     }
 
     /// A copy of `values` on the device.
@@ -226,18 +238,16 @@ impl Device {
         if let Some(module) = modules.get(source.name) {
             return Ok(module.clone());
         }
-        let (major, minor) = self.context.compute_capability()?;
-        let architecture = format!("sm_{major}{minor}");
-        let cubin = source.cubins.iter().find(|(name, _)| *name == architecture);
-        let image = match cubin {
-            Some((_, bytes)) => Ptx::from_binary(bytes.to_vec()),
+        let capability = self.context.compute_capability()?;
+        let image = match source.machine_code(capability) {
+            Some(bytes) => Ptx::from_binary(bytes.to_vec()),
             None => Ptx::from_src(source.ptx),
         };
         let module = self.context.load_module(image).map_err(|error| match (error.0, driver_version()) {
             // A driver that does not know a version cannot parse what is behind it.
             (CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | CUresult::CUDA_ERROR_INVALID_PTX, Some(driver)) => {
                 let version = source.ptx.lines().find(|line| line.starts_with(".version")).unwrap_or_default();
-                Error::TooOldDriver { driver, needed: version.to_owned(), kernel: source.name }
+                Error::TooOldDriver { driver, capability, needed: version.to_owned(), kernel: source.name }
             }
             _ => error.into(),
         })?;

@@ -35,12 +35,15 @@ pub enum Error {
     /// The driver does not read this PTX.
     #[error(
         "the driver of this machine is for CUDA {}.{} and does not read the PTX of {kernel} ({needed}): update it, or build with \
-         an older nvcc (CUDA_HOME), or embed machine code (PRUNE_CUDA_ARCHITECTURES=sm_80)",
-        .driver / 1000, .driver % 1000 / 10
+         the nvcc of that release or an older one (CUDA_HOME), or embed this device's machine code \
+         (PRUNE_CUDA_ARCHITECTURES=sm_{}{}), which drivers before that of the nvcc's major release may refuse too",
+        .driver / 1000, .driver % 1000 / 10, .capability.0, .capability.1
     )]
     TooOldDriver {
         /// The release that the driver is for, as `cuDriverGetVersion` gives it: 1000 · major + 10 · minor.
         driver: i32,
+        /// The device's compute capability, major and minor.
+        capability: (i32, i32),
         /// The `.version` line of the PTX.
         needed: String,
         /// The file of kernels.

@@ -166,7 +166,7 @@ pub fn prepare(
     damping: f32,
 ) -> Result<Prepared, Error> {
     let columns = hessians.columns();
-    if hessians.rows() != batch * columns {
+    if batch.checked_mul(columns) != Some(hessians.rows()) {
         return Err(Error::shape("hessians", hessians.shape(), format!("[{batch} · {columns}, {columns}]")));
     }
     let mut dead = device.scratch::<u8>((batch * columns).max(1))?;

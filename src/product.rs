@@ -6,7 +6,7 @@ use crate::module::{Entry, FLAT_THREADS, PRODUCT_DEPTH, PRODUCT_SHARED, PRODUCT_
 use cudarc::driver::DevicePtrMut;
 
 /// Thread blocks that run at one time on the device that launches are laid out for: two on each of the 108
-/// multiprocessors of an A100. A constant, so that the order of sums, and with it every bit, is the same on all devices.
+/// multiprocessors of an A100. A constant, so that splits, and with them the order of sums, are the same on all devices.
 pub(crate) const RESIDENT: u32 = 216;
 
 /// The fewest slabs along the depth for which a split pays: its sums are written, read and added once more.

@@ -297,7 +297,8 @@ impl Selector {
             return Err(Error::shape("the scores' factors", factors.shape(), format!("[{columns}, 1]")));
         }
         if let Some((keep, first)) = &keep {
-            let bits = first + columns;
+            // A sum that wraps is short enough for any mask.
+            let bits = first.saturating_add(columns);
             if keep.rows() != rows || keep.columns() * 32 < bits || !first.is_multiple_of(32) {
                 let found = format!("{}, from bit {first} on", keep.shape());
                 let expected = format!("[{rows}, {}]: words for {bits} bits, from the first of one", bits.div_ceil(32));

@@ -264,6 +264,15 @@ fn copied(device: &Device, given: &MatrixRef<'_, u32>) -> Result<CudaSlice<u32>,
     Ok(copy)
 }
 
+/// Checks how many rows all shards have together: no fewer than one of them, and no more than can be counted in scores.
+pub(crate) fn check_all_rows(all_rows: usize, rows: usize, columns: usize) -> Result<(), Error> {
+    let most = usize::MAX / columns.max(1);
+    match all_rows < rows || all_rows > most {
+        true => Err(Error::shape("the rows of all shards", all_rows, format!("{rows} to {most}"))),
+        false => Ok(()),
+    }
+}
+
 /// Checks what no other function does, and says who decides.
 fn check(weights: &MatrixMut<'_, f32>, factor: &Factor<'_>, settings: &Settings<'_>) -> Result<Stays, Error> {
     let (rows, columns) = (weights.rows(), weights.columns());
@@ -285,10 +294,8 @@ fn check(weights: &MatrixMut<'_, f32>, factor: &Factor<'_>, settings: &Settings<
             if ![32, 64, 128].contains(&panel_width) {
                 return Err(Error::shape("the panel width", panel_width, "32, 64 or 128"));
             }
-            if let Some((_, all_rows)) = settings.shards
-                && all_rows < rows
-            {
-                return Err(Error::shape("the rows of all shards", all_rows, format!("{rows} or more")));
+            if let Some((_, all_rows)) = settings.shards {
+                check_all_rows(all_rows, rows, panel_width)?;
             }
             Ok(Stays::Given)
         }

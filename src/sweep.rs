@@ -296,8 +296,10 @@ fn check(
     if (pivots.rows(), pivots.columns()) != (width, 1) {
         return Err(Error::shape("the pivots", pivots.shape(), format!("[{width}, 1]")));
     }
-    if keep.rows() != rows || keep.columns() * 32 < first + width {
-        let expected = format!("[{rows}, {}]: words for {} bits", (first + width).div_ceil(32), first + width);
+    // A sum that wraps is short enough for any mask.
+    let bits = first.saturating_add(width);
+    if keep.rows() != rows || keep.columns() * 32 < bits {
+        let expected = format!("[{rows}, {}]: words for {bits} bits", bits.div_ceil(32));
         return Err(Error::shape("keep", keep.shape(), expected));
     }
     if losses < rows {

@@ -257,7 +257,7 @@ fn a_failing_pivot_is_named_and_leaves_the_others_alone() {
             let mut failed = device.zeros::<i32>(3).expect("memory");
             let factored = factor(device, &mut matrices.matrix(), 3, &mut failed).expect("factors");
             let found = failures(device, &failed, &factored).expect("a copy");
-            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found.len(), 1, "{value} in row {row}, column {column}: {found:?}");
             assert_eq!((found[0].matrix, found[0].column), (1, row));
             if row == column {
                 assert!(found[0].pivot == value || found[0].pivot.is_nan() && value.is_nan(), "{}", found[0]);

@@ -339,14 +339,14 @@ fn wrong_shapes_are_named() {
                        inverse: &MatrixRef<'_, f32>,
                        pivots: &MatrixRef<'_, f32>,
                        stays,
-                       words: usize| {
+                       (words, first): (usize, usize)| {
             let mut weights = device.zeros::<f32>(1 << 14).expect("memory");
             let mut keep = device.zeros::<u32>(1 << 10).expect("memory");
             let mut losses = device.zeros::<f64>(rows).expect("memory");
             let losses = losses.slice_mut(..);
             let swept = Swept {
                 keep: MatrixMut::new(keep.slice_mut(..), rows, words).expect("a matrix"),
-                first: 0,
+                first,
                 losses,
                 delta: None,
                 errors: None,
@@ -355,13 +355,15 @@ fn wrong_shapes_are_named() {
             sweep(device, None, &mut weights, &Block { inverse, pivots, stays, grid: None }, swept)
         };
         let (inverse, pivots) = (matrix(40, 40, PANEL), matrix(40, 1, 41));
-        assert!(attempt(8, 40, &inverse, &pivots, Stays::Given, 2).is_ok());
+        assert!(attempt(8, 40, &inverse, &pivots, Stays::Given, (2, 0)).is_ok());
         for (what, result) in [
-            ("the inverse", attempt(8, 40, &matrix(40, 40, 40), &pivots, Stays::Given, 2)),
-            ("the pivots", attempt(8, 40, &inverse, &matrix(39, 1, 41), Stays::Given, 2)),
-            ("keep", attempt(8, 40, &inverse, &pivots, Stays::Given, 1)),
-            ("weights", attempt(8, 129, &matrix(129, 129, PANEL + 1), &pivots, Stays::Given, 5)),
-            ("groups", attempt(8, 40, &inverse, &pivots, Stays::Groups { keep: 2, group: 33 }, 2)),
+            ("the inverse", attempt(8, 40, &matrix(40, 40, 40), &pivots, Stays::Given, (2, 0))),
+            ("the pivots", attempt(8, 40, &inverse, &matrix(39, 1, 41), Stays::Given, (2, 0))),
+            ("keep", attempt(8, 40, &inverse, &pivots, Stays::Given, (1, 0))),
+            // With 40 columns the bits wrap to eight.
+            ("keep", attempt(8, 40, &inverse, &pivots, Stays::Given, (2, usize::MAX - 31))),
+            ("weights", attempt(8, 129, &matrix(129, 129, PANEL + 1), &pivots, Stays::Given, (5, 0))),
+            ("groups", attempt(8, 40, &inverse, &pivots, Stays::Groups { keep: 2, group: 33 }, (2, 0))),
         ] {
             assert!(matches!(&result, Err(Error::Shape { what: found, .. }) if *found == what), "{what}: {result:?}");
         }

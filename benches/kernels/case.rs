@@ -1,6 +1,7 @@
 //! What is benchmarked: a kernel at a shape, what it must cost, and what a device can do at most.
 
 use crate::rivals::Rivals;
+use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::CUevent_flags;
 use prune_cuda::{Device, Error};
 
@@ -61,15 +62,17 @@ pub(crate) trait Set {
         Ok(false)
     }
 
-    /// Seconds of one run.
-    fn time(&mut self, device: &Device) -> Result<f64, Error> {
+    /// Seconds of one run. `cold` is written before: what a reset or an earlier run left in the caches makes room for it.
+    fn time(&mut self, device: &Device, cold: &mut CudaSlice<u8>) -> Result<f64, Error> {
         self.reset(device)?;
+        device.stream().memset_zeros(cold)?;
         time(device, || self.run(device).map(|()| true)).map(|time| time.unwrap_or(f64::NAN))
     }
 
-    /// Seconds of one run of the library.
-    fn time_rival(&mut self, device: &Device, rivals: &Rivals) -> Result<Option<f64>, Error> {
+    /// Seconds of one run of the library, likewise.
+    fn time_rival(&mut self, device: &Device, cold: &mut CudaSlice<u8>, rivals: &Rivals) -> Result<Option<f64>, Error> {
         self.reset(device)?;
+        device.stream().memset_zeros(cold)?;
         time(device, || self.run_rival(device, rivals))
     }
 }

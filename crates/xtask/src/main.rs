@@ -79,10 +79,11 @@ fn with_nvcc(arguments: &[&str]) -> ExitCode {
 
 /// What a table of times is worth nothing without.
 fn describe_machine() {
-    let fields = "name,driver_version,vbios_version,power.limit,clocks.max.sm,clocks.max.memory,clocks.sm,temperature.gpu,ecc.mode.current";
+    // One word, as nvidia-smi's manual has it.
+    let fields = "--query-gpu=name,driver_version,vbios_version,power.limit,clocks.max.sm,clocks.max.memory,clocks.sm,temperature.gpu,ecc.mode.current";
     for (program, arguments) in [
         ("uname", vec!["-srm"]),
-        ("nvidia-smi", vec!["--format=csv", "--query-gpu", fields]),
+        ("nvidia-smi", vec!["--format=csv", fields]),
         ("git", vec!["describe", "--always", "--dirty"]),
     ] {
         match Command::new(program).args(&arguments).output() {
