@@ -159,19 +159,18 @@ impl Plan {
         }
         if calibrates {
             let before = self.layout.stages.iter().filter(|stage| stage.block <= last);
-            let weights: f64 =
-                before.flat_map(|stage| &stage.layers).map(|layer| layer.rows as f64 * layer.columns as f64).sum();
-            // Scores and their use, each 2 · hidden operations for each pair of a token and one that it may look back to.
-            let attention = 2.0 * self.sequence_length as f64 * self.layout.hidden as f64 * (last + 1) as f64;
-            total.forward = tokens * (2.0 * weights + attention);
+            let products: f64 = before
+                .flat_map(|stage| &stage.layers)
+                .map(|layer| roofline::forward_operations(tokens, layer.rows as f64, layer.columns as f64))
+                .sum();
+            let (length, width) = (self.sequence_length as f64, self.layout.hidden as f64);
+            total.forward = products + roofline::attention_operations(tokens, length, width) * (last + 1) as f64;
         }
         total
     }
 
     /// What the prune holds at its peak.
     pub fn memory(&self) -> Memory {
-        let product =
-            |factors: &[usize]| factors.iter().fold(1, |product: u64, &factor| product.saturating_mul(factor as u64));
         let method = self.settings.method;
         let calibrates = method != Method::Magnitude;
         let widest = self.stages().map(|stage| stage.columns()).max().unwrap_or(0);
@@ -185,14 +184,12 @@ impl Plan {
         let shards = self.workers();
         let stored = self.layout.dtype.size();
         let copies = if method == Method::Sparsegpt { 8 } else { 4 }.max(stored * (1 + 2 * shards)) as u64;
-        // Each shard has a chunk under way: the residual stream, what its norm makes of that, what the first stage of a
-        // half makes of that, and what attention puts out.
         let attention =
             (ATTENTION_TOKENS / self.sequence_length).max(1).min(self.settings.sequences) * self.sequence_length;
         let chunk = |stage: &Stage| {
             let tokens = if stage.index < FEED_FORWARD { attention } else { FEED_FORWARD_TOKENS };
             let rows: usize = stage.layers.iter().map(|layer| layer.rows).sum();
-            product(&[shards, tokens, 4, 2 * self.layout.hidden + rows + stage.columns()])
+            (shards as u64).saturating_mul(chunk_bytes(tokens, self.layout.hidden, rows, stage.columns()))
         };
         let chunk = self.layout.stages.iter().map(chunk).max().unwrap_or(0);
         let packing = PACKING_BYTES.saturating_mul((shards + rayon::current_num_threads()) as u64);
@@ -216,6 +213,17 @@ impl Plan {
     }
 }
 
+/// A product, for sizes; the largest number where it would be larger.
+pub(crate) fn product(factors: &[usize]) -> u64 {
+    factors.iter().fold(1, |product: u64, &factor| product.saturating_mul(factor as u64))
+}
+
+/// Bytes of a chunk of tokens on its way through a stage [rows, columns], in f32: the residual stream, what its norm makes
+/// of that, what the first stage of a half makes of that, and what attention puts out.
+pub(crate) fn chunk_bytes(tokens: usize, hidden: usize, rows: usize, columns: usize) -> u64 {
+    product(&[tokens, size_of::<f32>(), 2 * hidden + rows + columns])
+}
+
 /// What one stage costs, without its forward pass.
 fn stage_operations(stage: &Stage, tokens: f64, method: Method) -> Operations {
     let columns = stage.columns() as f64;
@@ -223,9 +231,9 @@ fn stage_operations(stage: &Stage, tokens: f64, method: Method) -> Operations {
     match method {
         Method::Sparsegpt => Operations {
             forward: 0.0,
-            hessian: columns * columns * tokens,
-            factor: columns.powi(3) / 3.0,
-            solve: rows * columns * columns,
+            hessian: roofline::hessian_operations(tokens, columns),
+            factor: roofline::factor_operations(columns),
+            solve: roofline::solve_operations(rows, columns),
         },
         // The norms of the columns, and one product for each score.
         Method::Wanda => Operations { hessian: 2.0 * columns * tokens, solve: rows * columns, ..Operations::default() },
