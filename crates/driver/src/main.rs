@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use checkpoint::Checkpoint;
 use clap::Parser;
-use driver::cli::{Cli, Command, EvaluateArgs, InspectArgs, PruneArgs};
+use driver::cli::{Cli, Command, EvaluateArgs, InspectArgs, PlanArgs, PruneArgs};
+use driver::forecast::Forecast;
+use driver::forecast::request::Request;
 use driver::inspect::Inspection;
 use driver::plan::Plan;
 use driver::progress::Progress;
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
         Some(Command::Prune(args)) => prune(&args),
         Some(Command::Evaluate(args)) => evaluate_texts(args),
         Some(Command::Inspect(args)) => inspect(&args),
+        Some(Command::Plan(args)) => plan(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -66,6 +69,10 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     start_threads(threads)?;
     let inspection = Inspection::of(&Checkpoint::open(&args.model)?);
     print(&if args.json { inspection.to_json()? } else { inspection.to_text() })
+}
+
+fn plan(args: PlanArgs) -> anyhow::Result<()> {
+    print(&Forecast::new(Request::resolve(args)?)?.to_string())
 }
 
 /// Sets how many threads all parallel work of this process shares: no more than the machine runs at a time, since others
