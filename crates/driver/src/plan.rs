@@ -18,7 +18,7 @@ use crate::summary::{grouped, operations, size};
 const PACKING_BYTES: u64 = 6 << 20;
 
 /// The code, stacks, tokens, and what an allocator cannot give back.
-const PROGRAM_BYTES: u64 = 24 << 20;
+const PROGRAM_BYTES: u64 = 28 << 20;
 
 /// A prune, planned.
 #[derive(Clone, Debug)]
@@ -228,11 +228,11 @@ impl Plan {
     }
 
     /// What is held to prune a layer, the most of three: while it is solved, W and Δ in f32, a byte a weight for what stays,
-    /// and of one panel W̃, scores and what its sweep leaves (4 + 4 + 5 bytes), with Δ·V of four; while it is rounded, W
-    /// twice in f32 and the result; while shards hand their rows on, those, all of them as they came, and joined.
+    /// and of one panel W̃, scores and what its sweep leaves (4 + 4 + 5 bytes), with Δ·V of four; while it is turned to rows,
+    /// W twice in f32; while shards hand their rows on, those, all of them as they came, and joined.
     fn layer_bytes(&self, layer: &Layer) -> u64 {
         let stored = self.layout.dtype.size();
-        let rounded = (8 + stored).max(stored * (1 + 2 * self.workers())) * layer.columns;
+        let rounded = 8.max(stored * (1 + 2 * self.workers())) * layer.columns;
         let solved = match self.settings.method {
             Method::Sparsegpt => 9 * layer.columns + (4 + 4 + 5 + 4 * 4) * self.settings.panel_width.min(layer.columns),
             _ => 0,

