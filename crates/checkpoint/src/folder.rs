@@ -50,7 +50,12 @@ impl Checkpoint {
     /// has not been compared with the size of the file.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         check_folder(folder)?;
-        let config = read_config(folder)?;
+        let config = read_config(folder.join("config.json")).map_err(|error| match error {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Error::NoConfig { folder: folder.to_owned() }
+            }
+            other => other,
+        })?;
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
         let weights = if single.exists() {
             let file = MappedFile::open(single)?;
@@ -150,13 +155,14 @@ fn hub_id(path: &Path) -> Option<&str> {
     (plain && characters && path.components().count() <= 2 && !id.is_empty() && !id.ends_with('/')).then_some(id)
 }
 
-fn read_config(folder: &Path) -> Result<Value, Error> {
-    let path = folder.join("config.json");
+/// Reads a `config.json`, with or without a checkpoint around it; what is returned is an object.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Json`] or [`Error::ConfigNotAnObject`].
+pub fn read_config(path: impl Into<PathBuf>) -> Result<Value, Error> {
+    let path = path.into();
     let text = match std::fs::read(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::NoConfig { folder: folder.to_owned() });
-        }
         Err(error) => return Err(Error::io("read", path)(error)),
     };
     let found = match serde_json::from_slice(&text) {

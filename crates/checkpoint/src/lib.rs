@@ -19,7 +19,7 @@ mod writer;
 
 pub use dtype::{Dtype, narrow};
 pub use error::{Error, Fault};
-pub use folder::Checkpoint;
+pub use folder::{Checkpoint, read_config};
 pub use output::Output;
 pub use target::resolve;
 pub use tensor::{Tensor, Values};

@@ -239,6 +239,8 @@ impl<'a> Shard<'a> {
     ) -> anyhow::Result<()> {
         let (statistics, kept) = self.gather(block, number, !chosen.is_empty(), passes)?;
         if !chosen.is_empty() {
+            // What chunks leave with the allocator would lie beside the layers, once for each shard.
+            memory::give_back();
             let prepared = self.prepare(statistics, &block.stages()[number])?;
             for layer in chosen {
                 self.step();
@@ -358,10 +360,16 @@ impl<'a> Shard<'a> {
                 }
             })
         })?;
+        // Here and below: what a step leaves with the allocator would lie beside what the next one takes.
+        memory::give_back();
         let bytes = self
-            .time(Phase::Write, || narrow(&weight.to_row_major(), &stored.dtype))
+            .time(Phase::Write, || {
+                let turned = weight.to_row_major();
+                drop(weight);
+                narrow(&turned, &stored.dtype)
+            })
             .with_context(|| name.to_owned())?;
-        drop(weight);
+        memory::give_back();
         let whole = self.collective.gather(&bytes)?.concat();
         let mut loss = [obs_loss.unwrap_or(0.0)];
         self.collective.sum_f64(&mut loss)?;

@@ -71,7 +71,24 @@ pub enum Command {
     Evaluate(EvaluateArgs),
     /// Show a checkpoint: architecture, stages, tensors, sizes, sparsity and n:m conformity, NaN and -0.0
     Inspect(InspectArgs),
+    /// Say what pruning a model on GPUs would hold and how long it would take, from its config.json alone
+    #[command(after_long_help = PLAN_ABOUT, after_help = "--help says more, with examples.")]
+    Plan(PlanArgs),
 }
+
+const PLAN_ABOUT: &str = "\
+All numbers are modelled: memory by formulas that the table names, times from the operations and bytes of every kernel at a \
+share of the device's ceilings, and from the bandwidths given. Where activations are kept and how many tokens pass through a \
+block together is chosen: the fastest that fits. Sizes take KiB, MiB, GiB, TiB or KB, MB, GB, TB; bandwidths the same with \
+/s.
+
+Examples:
+  driver plan opt-175b/config.json
+  driver plan opt-175b/config.json --shards 8 --device-memory 80GiB --disk 7GB/s
+  driver plan bloom/config.json --shards 8 --device h100 --activations-in host
+  driver plan bloom/config.json --device 312,52,19.5,2039
+
+Exit codes: 0 it fits, 1 it does not (the error says what would) or config.json is at fault, 2 a flag is.";
 
 /// Everything that `prune` takes.
 #[derive(Args, Clone, Debug, Default)]
@@ -300,6 +317,65 @@ pub struct InspectArgs {
     /// How much to say.
     #[command(flatten)]
     pub verbosity: Verbosity,
+}
+
+/// Everything that `plan` takes.
+#[derive(Args, Clone, Debug)]
+pub struct PlanArgs {
+    /// The config.json of a model, or the folder that holds it; no weights are needed
+    #[arg(value_name = "CONFIG.json")]
+    pub config: PathBuf,
+
+    /// Devices, all in one machine [default: 1]
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub shards: Option<i64>,
+
+    /// a100, h100, or four ceilings: TFLOP/s of 16-bit products, of f32 products in three of tf32, of f32; GB/s of memory
+    #[arg(long, value_name = "DEVICE", default_value = "a100", allow_hyphen_values = true)]
+    pub device: String,
+
+    /// The share of its ceiling that every kernel reaches, above 0 and at most 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.7, allow_negative_numbers = true)]
+    pub share: f64,
+
+    /// Memory of each device
+    #[arg(long, value_name = "SIZE", default_value = "80GiB", allow_hyphen_values = true)]
+    pub device_memory: String,
+
+    /// Memory of the machine
+    #[arg(long, value_name = "SIZE", default_value = "512GiB", allow_hyphen_values = true)]
+    pub host_memory: String,
+
+    /// Bandwidth of the disk that is read from and written to, shared by all devices
+    #[arg(long, value_name = "RATE", default_value = "2GB/s", allow_hyphen_values = true)]
+    pub disk: String,
+
+    /// Bandwidth from one device to the others, in one direction: NVLink of an A100
+    #[arg(long, value_name = "RATE", default_value = "300GB/s", allow_hyphen_values = true)]
+    pub link: String,
+
+    /// Bandwidth between each device and the host, in both directions together: what 16 lanes of PCIe 4 reach
+    #[arg(long, value_name = "RATE", default_value = "25GB/s", allow_hyphen_values = true)]
+    pub host_link: String,
+
+    /// Where activations are kept between stages: device, host, file, or auto
+    #[arg(
+        long, value_name = "PLACE", default_value = "auto",
+        value_parser = PossibleValuesParser::new(["auto", "device", "host", "file"])
+    )]
+    pub activations_in: String,
+
+    /// Tokens that pass through a block together, at least 256 [default: the fastest that fits, from 256 to 8192]
+    #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
+    pub chunk: Option<i64>,
+
+    /// Calibration sequences [default: 128]
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub sequences: Option<i64>,
+
+    /// Tokens per sequence [default: the smaller of 2048 and the model's own]
+    #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
+    pub sequence_length: Option<i64>,
 }
 
 /// How much is said on the way; results and errors are printed in any case.

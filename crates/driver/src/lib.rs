@@ -1,5 +1,5 @@
 //! What the command line is made of: flags ([`cli`]) and a settings file come to [`settings`], those and the model's
-//! shapes ([`architecture`]) to a [`plan`]; only then is anything done
+//! shapes ([`architecture`]) to a [`plan`], or for GPUs to a [`forecast`]; only then is anything done
 //! ([`pipeline`], [`evaluate`]). [`report`] and [`summary`] are
 //! the ending; [`inspect`] looks at what there is.
 
@@ -7,6 +7,7 @@ pub mod cli;
 pub mod settings;
 
 pub mod architecture;
+pub mod forecast;
 pub mod inputs;
 pub mod inspect;
 pub mod plan;

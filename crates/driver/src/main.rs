@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use checkpoint::Checkpoint;
 use clap::Parser;
-use driver::cli::{Cli, Command, EvaluateArgs, InspectArgs, PruneArgs, Verbosity};
+use driver::cli::{Cli, Command, EvaluateArgs, InspectArgs, PlanArgs, PruneArgs, Verbosity};
+use driver::forecast::Forecast;
+use driver::forecast::request::Request;
 use driver::inspect::Inspection;
 use driver::plan::Plan;
 use driver::progress::Progress;
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Some(Command::Prune(args)) => prune(&args, &ranks),
         Some(Command::Evaluate(args)) => evaluate_texts(args, &ranks),
         Some(Command::Inspect(args)) => inspect(&args, &ranks),
+        Some(Command::Plan(args)) => plan(args, &ranks),
     };
     match done {
         Ok(()) => ranks.conclude(0, |_| ()),
@@ -88,6 +91,12 @@ fn inspect(args: &InspectArgs, ranks: &Ranks) -> anyhow::Result<()> {
     let _progress = start(args.verbosity, threads, ranks)?;
     let inspection = Inspection::of(&Checkpoint::open(&args.model)?);
     print(&if args.json { inspection.to_json()? } else { inspection.to_text() })
+}
+
+/// Rank 0 tells all of it.
+fn plan(args: PlanArgs, ranks: &Ranks) -> anyhow::Result<()> {
+    let forecast = Forecast::new(Request::resolve(args)?)?;
+    if ranks.collective().rank() == 0 { print(&forecast.to_string()) } else { Ok(()) }
 }
 
 /// Starts the threads, and on rank 0 progress: the others work in silence.

@@ -7,7 +7,7 @@ use anyhow::{bail, ensure};
 use checkpoint::{Checkpoint, Dtype};
 use prune::{Method, share};
 
-use crate::architecture::{Layout, Stage};
+use crate::architecture::{Layer, Layout, Stage};
 use crate::blocks::{ATTENTION_TOKENS, FEED_FORWARD, FEED_FORWARD_TOKENS};
 use crate::cli::Activations;
 use crate::memory;
@@ -18,7 +18,7 @@ use crate::summary::{grouped, operations, size};
 const PACKING_BYTES: u64 = 6 << 20;
 
 /// The code, stacks, tokens, and what an allocator cannot give back.
-const PROGRAM_BYTES: u64 = 16 << 20;
+const PROGRAM_BYTES: u64 = 28 << 20;
 
 /// A prune, planned.
 #[derive(Clone, Debug)]
@@ -48,16 +48,18 @@ pub struct Operations {
     pub solve: f64,
 }
 
-/// Bytes that each rank of a prune holds at its peak, beside the pages of the checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Bytes that each rank of a prune holds at some moment, beside the pages of the checkpoint: the dense weights of the present block, which
+/// are mapped, and which the system drops when it needs the memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// The residual stream and one more buffer of activations, tokens · hidden each.
     pub activations: u64,
-    /// The widest Hessian, columns² in f32, once for each shard; the factor takes its place.
+    /// The stage's Hessian, columns² in f32, whose place the factor takes, and the inverses of the factor's diagonal blocks,
+    /// columns · panel width; once for each shard.
     pub hessian: u64,
-    /// The pruned layers of a block as they are stored, once for each shard.
+    /// The layers of the block that are pruned already, as they are stored, once for each shard.
     pub block: u64,
-    /// The largest layer: W and Δ in f32; or, as it is stored, its rows gathered and joined once for each shard.
+    /// The layer that is being pruned.
     pub layer: u64,
     /// A chunk of tokens for each shard on its way through a block, in f32, what products pack, and the program itself.
     pub workspace: u64,
@@ -166,59 +168,96 @@ impl Plan {
         }
         if calibrates {
             let before = self.layout.stages.iter().filter(|stage| stage.block <= last);
-            let weights: f64 =
-                before.flat_map(|stage| &stage.layers).map(|layer| layer.rows as f64 * layer.columns as f64).sum();
-            // Scores and their use, each 2 · hidden operations for each pair of a token and one that it may look back to.
-            let attention = 2.0 * self.sequence_length as f64 * self.layout.hidden as f64 * (last + 1) as f64;
-            total.forward = tokens * (2.0 * weights + attention);
+            let products: f64 = before
+                .flat_map(|stage| &stage.layers)
+                .map(|layer| roofline::forward_operations(tokens, layer.rows as f64, layer.columns as f64))
+                .sum();
+            let (length, width) = (self.sequence_length as f64, self.layout.hidden as f64);
+            total.forward = products + roofline::attention_operations(tokens, length, width) * (last + 1) as f64;
         }
         total
     }
 
-    /// What the prune holds at its peak.
+    /// What the prune holds at its peak: at the worst of its moments.
     pub fn memory(&self) -> Memory {
-        let product =
-            |factors: &[usize]| factors.iter().fold(1, |product: u64, &factor| product.saturating_mul(factor as u64));
-        let method = self.settings.method;
-        let calibrates = method != Method::Magnitude;
-        let widest = self.stages().map(|stage| stage.columns()).max().unwrap_or(0);
-        let weights =
-            |stage: &Stage| stage.layers.iter().map(|l| product(&[l.rows, l.columns])).fold(0, u64::saturating_add);
-        let largest = self.stages().flat_map(|stage| stage.layers).map(|l| product(&[l.rows, l.columns])).max();
-        let mut blocks = vec![0_u64; self.layout.blocks];
-        for stage in self.stages() {
-            blocks[stage.block] = blocks[stage.block].saturating_add(weights(&stage));
-        }
-        let shards = self.local_shards();
+        self.moments().into_iter().max_by_key(Memory::peak).unwrap_or_default()
+    }
+
+    /// What is held while each stage of each block gathers its inputs, and while its largest layer is pruned.
+    fn moments(&self) -> Vec<Memory> {
+        let calibrates = self.settings.calibrates();
+        let (shards, stored) = (self.local_shards(), self.layout.dtype.size());
         // The first rank has the most sequences.
         let sequences = share(self.settings.sequences, shards - 1, self.shards()).end;
-        let stored = self.layout.dtype.size();
+        let last = self.stages().map(|stage| stage.block).max().unwrap_or(0);
+        let resting = Memory {
+            activations: match calibrates {
+                true => product(&[2, sequences, self.sequence_length, self.layout.hidden, self.activations.size()]),
+                false => 0,
+            },
+            workspace: PACKING_BYTES
+                .saturating_mul((shards + rayon::current_num_threads()) as u64)
+                .saturating_add(PROGRAM_BYTES),
+            ..Memory::default()
+        };
+        let attention = (ATTENTION_TOKENS / self.sequence_length).max(1).min(sequences) * self.sequence_length;
+        let mut moments = Vec::new();
+        let (mut block, mut pruned) = (0, 0_u64);
+        for stage in self.layout.stages.iter().filter(|stage| stage.block <= last) {
+            if stage.block != block {
+                (block, pruned) = (stage.block, 0);
+            }
+            let chosen = || stage.layers.iter().filter(|layer| self.settings.selects(stage.block, &layer.name));
+            let weights = |layer: &Layer| product(&[layer.rows, layer.columns]);
+            let largest = chosen().max_by_key(|layer| weights(layer));
+            let held = |weights: u64| product(&[shards, stored]).saturating_mul(weights);
+            let hessian = match self.settings.method == Method::Sparsegpt && largest.is_some() {
+                true => product(&[shards, stage.columns(), stage.columns() + self.settings.panel_width, 4]),
+                false => 0,
+            };
+            if calibrates {
+                let tokens = if stage.index < FEED_FORWARD { attention } else { FEED_FORWARD_TOKENS };
+                let rows = stage.layers.iter().map(|layer| layer.rows).sum();
+                let chunk =
+                    chunk_bytes(tokens, self.layout.hidden, rows, stage.columns()).saturating_mul(shards as u64);
+                let workspace = resting.workspace.saturating_add(chunk);
+                moments.push(Memory { hessian, block: held(pruned), workspace, ..resting });
+            }
+            pruned = pruned.saturating_add(chosen().map(weights).fold(0, u64::saturating_add));
+            if let Some(layer) = largest {
+                let block = held(pruned - weights(layer));
+                moments.push(Memory { hessian, block, layer: self.layer_bytes(layer), ..resting });
+            }
+        }
+        moments
+    }
+
+    /// What is held to prune a layer, the most of three: while the rank's rows are solved, W and Δ in f32, a byte a weight for
+    /// what stays, and of one panel W̃, scores and what its sweep leaves (4 + 4 + 5 bytes), with Δ·V of four; while they are
+    /// turned to rows, W twice in f32; while shards hand their rows on, those, all of them as they came, and joined.
+    fn layer_bytes(&self, layer: &Layer) -> u64 {
+        let (shards, stored) = (self.local_shards(), self.layout.dtype.size());
         // Between ranks the first shard of each sends and receives for all, and joins what it hands on to the others.
         let relayed = if self.ranks > 1 && shards > 1 { 2 } else { 0 };
-        let solve = if method == Method::Sparsegpt { 8_usize } else { 4 }.div_ceil(self.ranks);
-        let copies = solve.max(stored * (1 + 2 * shards + relayed)) as u64;
-        // Each shard has a chunk under way: the residual stream, what its norm makes of that, what the first stage of a
-        // half makes of that, and what attention puts out.
-        let attention = (ATTENTION_TOKENS / self.sequence_length).max(1).min(sequences) * self.sequence_length;
-        let chunk = |stage: &Stage| {
-            let tokens = if stage.index < FEED_FORWARD { attention } else { FEED_FORWARD_TOKENS };
-            let rows: usize = stage.layers.iter().map(|layer| layer.rows).sum();
-            product(&[shards, tokens, 4, 2 * self.layout.hidden + rows + stage.columns()])
+        let handed_on = stored * (1 + 2 * shards + relayed) * layer.columns;
+        let solved = match self.settings.method {
+            Method::Sparsegpt => 9 * layer.columns + (4 + 4 + 5 + 4 * 4) * self.settings.panel_width.min(layer.columns),
+            _ => 0,
         };
-        let chunk = self.layout.stages.iter().map(chunk).max().unwrap_or(0);
-        let packing = PACKING_BYTES.saturating_mul((shards + rayon::current_num_threads()) as u64);
-        Memory {
-            activations: if calibrates {
-                product(&[2, sequences, self.sequence_length, self.layout.hidden, self.activations.size()])
-            } else {
-                0
-            },
-            hessian: if method == Method::Sparsegpt { product(&[shards, widest, widest, 4]) } else { 0 },
-            block: product(&[shards, stored]).saturating_mul(blocks.into_iter().max().unwrap_or(0)),
-            layer: largest.unwrap_or(0).saturating_mul(copies),
-            workspace: if calibrates { chunk.saturating_add(packing) } else { 0 }.saturating_add(PROGRAM_BYTES),
-        }
+        let own = solved.max(8 * layer.columns).div_ceil(self.ranks);
+        product(&[layer.rows, own.max(handed_on)])
     }
+}
+
+/// A product, for sizes; the largest number where it would be larger.
+pub(crate) fn product(factors: &[usize]) -> u64 {
+    factors.iter().fold(1, |product: u64, &factor| product.saturating_mul(factor as u64))
+}
+
+/// Bytes of a chunk of tokens on its way through a stage [rows, columns], in f32: the residual stream, what its norm makes
+/// of that, what the first stage of a half makes of that, and what attention puts out.
+pub(crate) fn chunk_bytes(tokens: usize, hidden: usize, rows: usize, columns: usize) -> u64 {
+    product(&[tokens, size_of::<f32>(), 2 * hidden + rows + columns])
 }
 
 /// What one stage costs, without its forward pass.
@@ -228,9 +267,9 @@ fn stage_operations(stage: &Stage, tokens: f64, method: Method) -> Operations {
     match method {
         Method::Sparsegpt => Operations {
             forward: 0.0,
-            hessian: columns * columns * tokens,
-            factor: columns.powi(3) / 3.0,
-            solve: rows * columns * columns,
+            hessian: roofline::hessian_operations(tokens, columns),
+            factor: roofline::factor_operations(columns),
+            solve: roofline::solve_operations(rows, columns),
         },
         // The norms of the columns, and one product for each score.
         Method::Wanda => Operations { hessian: 2.0 * columns * tokens, solve: rows * columns, ..Operations::default() },
@@ -348,7 +387,6 @@ fn count(count: usize, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::architecture::Layer;
     use crate::cli::Cli;
     use clap::Parser;
 
@@ -405,17 +443,28 @@ mod tests {
 
     #[test]
     fn memory_does_not_grow_with_the_number_of_blocks() {
-        let memory = plan(&[]).unwrap().memory();
-        assert_eq!(memory.activations, 2 * 1000 * 64 * 2);
-        assert_eq!(memory.hessian, 200 * 200 * 4);
-        assert_eq!(memory.block, (96 * 64 + 64 * 200) * 2);
-        assert_eq!(memory.layer, 2 * 64 * 200 * 4);
-        assert_eq!(plan(&["--blocks", "0..1"]).unwrap().memory(), memory);
-        assert_eq!(plan(&["--activations", "f32"]).unwrap().memory().activations, 2 * memory.activations);
-        assert_eq!(plan(&["--only", "q"]).unwrap().memory().hessian, 64 * 64 * 4);
-        let eight = plan(&["--shards", "8"]).unwrap().memory();
-        assert_eq!((eight.hessian, eight.block), (8 * memory.hessian, 8 * memory.block));
-        assert_eq!(eight.activations, memory.activations, "sequences are divided");
+        // The inputs of `q, k` are gathered, q is pruned; those of `down` are, and it is.
+        let moments = plan(&[]).unwrap().moments();
+        let [gather, solve_q, gather_down, solve_down] = moments[..4] else { panic!("{moments:?}") };
+        assert_eq!(gather.activations, 2 * 1000 * 64 * 2);
+        assert_eq!(gather.hessian, 64 * (64 + 128) * 4, "and its inverses");
+        // Ten sequences of 100 tokens, f32: x, norm(x), the input, and q and k.
+        assert_eq!(gather.workspace - solve_q.workspace, 1000 * 4 * (3 * 64 + 96));
+        assert_eq!(
+            (gather.block, solve_q.block, gather_down.block, solve_down.block),
+            (0, 32 * 64 * 2, 96 * 64 * 2, 96 * 64 * 2)
+        );
+        assert_eq!((gather.layer, solve_q.layer), (0, 64 * (9 + 29) * 64), "panels are as wide as q");
+        assert_eq!(solve_down.layer, 64 * (9 * 200 + 29 * 128));
+        assert_eq!(moments[4..8], moments[..4], "block by block the same");
+        let memory = |flags: &[&str]| plan(flags).unwrap().memory();
+        assert_eq!(memory(&[]), gather_down, "the worst");
+        assert_eq!(memory(&["--blocks", "0..1"]), gather_down);
+        assert_eq!(memory(&["--activations", "f32"]).activations, 2 * gather_down.activations);
+        assert_eq!(plan(&["--only", "q"]).unwrap().moments()[2].hessian, 0, "what is not pruned needs none");
+        let eight = plan(&["--shards", "8"]).unwrap().moments()[3];
+        assert_eq!((eight.hessian, eight.block), (8 * solve_down.hessian, 8 * solve_down.block));
+        assert_eq!(eight.activations, solve_down.activations, "sequences are divided");
         assert_eq!(eight.layer, 64 * 200 * 17 * 2, "rows are divided, but gathered by all");
     }
 

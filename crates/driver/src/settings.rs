@@ -17,7 +17,7 @@ use crate::cli::{Activations, Choices, EvaluateArgs, PruneArgs};
 pub const FILE_NAME: &str = "pruning.toml";
 
 /// Sequences are no longer than this unless the user says so; the published results are for this length.
-const LONGEST_DEFAULT: usize = 2048;
+pub(crate) const LONGEST_DEFAULT: usize = 2048;
 
 /// Why there are no settings to run with.
 #[derive(Debug, thiserror::Error)]
@@ -407,7 +407,7 @@ fn model_name(model: &Path) -> String {
     }
 }
 
-fn bad_value(flag: &'static str, value: impl ToString, why: impl ToString) -> SettingsError {
+pub(crate) fn bad_value(flag: &'static str, value: impl ToString, why: impl ToString) -> SettingsError {
     SettingsError::BadValue { flag, value: value.to_string(), why: why.to_string() }
 }
 
@@ -440,21 +440,21 @@ fn damping(damping: f64) -> Result<f64, SettingsError> {
 /// More shards or threads than this are a slip of the hand: each costs the system a thread.
 const MOST_WORKERS: usize = 1024;
 
-fn workers(flag: &'static str, count: i64) -> Result<usize, SettingsError> {
+pub(crate) fn workers(flag: &'static str, count: i64) -> Result<usize, SettingsError> {
     match at_least_one(flag, count)? {
         count @ ..=MOST_WORKERS => Ok(count),
         count => Err(bad_value(flag, count, "at most 1024")),
     }
 }
 
-fn at_least_one(flag: &'static str, count: i64) -> Result<usize, SettingsError> {
+pub(crate) fn at_least_one(flag: &'static str, count: i64) -> Result<usize, SettingsError> {
     match usize::try_from(count) {
         Ok(count @ 1..) => Ok(count),
         _ => Err(bad_value(flag, count, "at least 1")),
     }
 }
 
-fn sequence_length(length: i64) -> Result<usize, SettingsError> {
+pub(crate) fn sequence_length(length: i64) -> Result<usize, SettingsError> {
     match usize::try_from(length) {
         Ok(length @ 2..) => Ok(length),
         _ => Err(bad_value("sequence-length", length, "at least 2: the first token of a sequence is not predicted")),

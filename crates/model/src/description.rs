@@ -8,8 +8,14 @@
 //! x ─ norm ─▶ stage 2: up (and gate) ─ activation ─▶ stage 3: down ─▶ + x
 //! ```
 
+use std::path::PathBuf;
+
+use serde_json::Value;
+
 use crate::activation::Activation;
+use crate::config::Config;
 use crate::rope::Rope;
+use crate::{Error, architectures};
 
 /// A decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +39,16 @@ pub struct Description {
     pub blocks: Blocks,
     /// From the output of the last block to logits.
     pub head: Head,
+}
+
+impl Description {
+    /// What a `config.json` describes, which lies at `path` and holds `value`. No checkpoint is needed.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an unknown architecture or a value that makes no model; [`Error::Quantized`].
+    pub fn of_config(path: impl Into<PathBuf>, value: &Value) -> Result<Self, Error> {
+        architectures::describe(&Config::new(path.into(), value))
+    }
 }
 
 /// The weight [vocabulary, [`Embedding::width`]] that makes logits, where the embedding does not.

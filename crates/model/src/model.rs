@@ -6,14 +6,13 @@ use checkpoint::{Checkpoint, Dtype, Values};
 use linalg::Element;
 use rayon::prelude::*;
 
+use crate::Error;
 use crate::block::Block;
-use crate::config::Config;
 use crate::description::{Description, HEAD_WEIGHT, Linear, Norm, NormKind};
 use crate::layer::{Layer, LoadedLayer, Stage, Weight, not_finite};
 use crate::norm::{LoadedNorm, add};
 use crate::rope::Rotations;
 use crate::simd::first_not_finite;
-use crate::{Error, architectures};
 
 /// A decoder-only transformer in a checkpoint.
 #[derive(Clone, Debug)]
@@ -37,8 +36,7 @@ impl<'a> Model<'a> {
     /// [`Error::Config`] for an unknown architecture or a value that makes no model; [`Error::Quantized`] for a quantized
     /// checkpoint; [`Error::Checkpoint`], [`Error::Shape`], [`Error::Dtype`] or [`Error::ExtraBlock`] for a tensor.
     pub fn open(checkpoint: &'a Checkpoint) -> Result<Self, Error> {
-        let config = Config::new(checkpoint.folder().join("config.json"), checkpoint.config());
-        let description = architectures::describe(&config)?;
+        let description = Description::of_config(checkpoint.folder().join("config.json"), checkpoint.config())?;
         let has = |name: &str| checkpoint.get(name).is_some();
         let Description { prefixes, blocks, embedding, head, .. } = &description;
         let marker = |prefix: &str| format!("{prefix}{}.0.{}.weight", blocks.name, blocks.stages[1][0].name);
