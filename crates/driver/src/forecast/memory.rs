@@ -35,7 +35,7 @@ pub struct Moment {
     pub activations: u64,
     /// H or V, columns² in f32; with V the inverses of its diagonal blocks, columns · 128 in f32, and a byte a column.
     pub hessian: u64,
-    /// A chunk of tokens on its way through the block: [`chunk_bytes`].
+    /// A chunk of tokens on its way through the block: `plan::chunk_bytes`.
     pub chunk: u64,
     /// W and Δ of this device's rows of the largest layer in f32, Δ·V and W̃ of one panel, a bit a weight for what stays,
     /// and the rows' losses. The result takes the place of W in the block.
