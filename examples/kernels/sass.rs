@@ -115,7 +115,11 @@ fn main_loop(lines: &[&str]) -> BTreeMap<String, u32> {
     };
     let back =
         lines.iter().enumerate().filter_map(|(end, line)| Some((target(line).filter(|&start| start < end)?, end)));
-    let loops: Vec<BTreeMap<String, u32>> = back.map(|(start, end)| mix(&lines[start..=end])).collect();
+    // What warps do that are not together, shuffle by shuffle, lies behind the end of a kernel and jumps back into its middle:
+    // no loop, and nothing that runs.
+    let ends = |line: &&str| line.split_once("*/").is_some_and(|(_, rest)| rest.trim_start().starts_with("EXIT"));
+    let loops: Vec<BTreeMap<String, u32>> =
+        back.map(|(start, end)| &lines[start..=end]).filter(|lines| !lines.iter().any(ends)).map(mix).collect();
     let count = |mix: &BTreeMap<String, u32>, opcodes: &[&str]| -> u32 {
         mix.iter().filter(|(name, _)| opcodes.iter().any(|opcode| name.starts_with(opcode))).map(|(_, n)| n).sum()
     };
@@ -157,4 +161,29 @@ fn mix(lines: &[&str]) -> BTreeMap<String, u32> {
         *mix.entry(name).or_insert(0) += 1;
     }
     mix
+}
+
+#[cfg(test)]
+mod tests {
+    use super::main_loop;
+
+    #[test]
+    fn what_lies_behind_the_end_of_a_kernel_is_no_loop() {
+        let lines = [
+            ".L_x_1:",
+            "/*0010*/                   FFMA R1, R2, R3, R1 ;",
+            "/*0020*/               @P0 EXIT ;",
+            "/*0030*/               @P1 BRA `(.L_x_1) ;",
+            ".L_x_2:",
+            "/*0040*/                   FFMA R1, R2, R3, R1 ;",
+            "/*0050*/                   EXIT ;",
+            ".L_x_3:",
+            "/*0060*/                   FFMA R4, R2, R3, R4 ;",
+            "/*0070*/                   FFMA R4, R2, R3, R4 ;",
+            "/*0080*/                   BRA `(.L_x_2) ;",
+        ];
+        let found = main_loop(&lines);
+        assert_eq!(found.get("FFMA"), Some(&1), "{found:?}");
+        assert_eq!(found.get("EXIT"), Some(&1), "{found:?}");
+    }
 }

@@ -19,7 +19,7 @@ pub(crate) const SIZES: [usize; 9] = [1, 31, 32, 33, 127, 128, 129, 200, 1000];
 /// Seeds of the orders in which warps and thread blocks run.
 const SEEDS: [u64; 2] = [1, 2];
 
-fn emulator() -> Option<&'static Loaded> {
+pub(crate) fn emulator() -> Option<&'static Loaded> {
     static EMULATOR: OnceLock<Option<Loaded>> = OnceLock::new();
     let real = || match std::env::var("EMULATOR_TEST_DRIVER").as_deref() {
         Ok("real") => true,
