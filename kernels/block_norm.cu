@@ -3,7 +3,7 @@
 //   y_j = (x_j − c) / √(Σ_k (x_k − c)² / columns + ε) · scale_j + shift_j,   c = Σ_k x_k / columns, or 0 for RMS norms
 //
 // Dimensions: X, Y [rows, columns], each in f32, f16 or bf16; Y may be X. scale, shift f32 [columns].
-// Launch:     (rows) × BLOCK_THREADS
+// Launch:     (rows) × BLOCK_THREADS, two thread blocks a multiprocessor: their rows, under way as a whole, are what memory needs
 // Requires:   rows that start at multiples of four numbers, or the entry `…_any`.
 // Oracle:     reference::norm
 // Tolerance:  testkit::tolerance::norm_tolerance
@@ -91,7 +91,7 @@ __device__ __forceinline__ void normalize(
 }  // namespace
 
 #define NORM_ENTRY(NAME, IN, OUT, GROUP)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) NAME(                                                      \
+    extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 2) NAME(                                                   \
         const IN* inputs,                     /* [rows, columns] row-major, a row every input_stride */                    \
         OUT* outputs,                         /* likewise every output_stride, out; inputs or apart from them */           \
         const float* __restrict__ scale,      /* [columns] */                                                              \
