@@ -72,3 +72,22 @@ constexpr unsigned TWO_FOUR_NARROW_TOKENS = 32;
 constexpr unsigned TWO_FOUR_NARROW_STAGES = 8;
 constexpr unsigned TWO_FOUR_NARROW_THREADS = 64;
 constexpr unsigned TWO_FOUR_NARROW_SHARED = 65536;
+
+// block_attention: 128 queries, 32 for each of four warps, and a ring of three tiles of keys or values; of heads wider than 128
+// columns half as many of either. Shared memory by the width that heads are padded to.
+constexpr unsigned ATTENTION_THREADS = 128;
+constexpr unsigned ATTENTION_STAGES = 3;
+constexpr unsigned ATTENTION_QUERIES = 128;
+constexpr unsigned ATTENTION_WIDE_QUERIES = 64;
+constexpr unsigned ATTENTION_KEYS = 64;
+constexpr unsigned ATTENTION_WIDE_KEYS = 32;
+constexpr unsigned ATTENTION_SHARED_32 = 20480;
+constexpr unsigned ATTENTION_SHARED_64 = 40960;
+constexpr unsigned ATTENTION_SHARED_96 = 61440;
+constexpr unsigned ATTENTION_SHARED_128 = 81920;
+constexpr unsigned ATTENTION_SHARED_256 = 81920;
+
+// block_norm, block_elementwise, block_loss: a thread block for a row, or for a part of one. block_norm holds so many groups of
+// a row's numbers in each thread's registers: 12288 columns, if aligned.
+constexpr unsigned BLOCK_THREADS = 256;
+constexpr unsigned NORM_HELD = 12;

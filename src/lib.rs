@@ -16,6 +16,7 @@
 #![cfg(feature = "cuda")]
 
 mod baselines;
+mod block;
 mod device;
 mod error;
 mod factor;
@@ -30,6 +31,10 @@ mod sweep;
 mod trailing;
 
 pub use baselines::{Pattern, magnitude, norms, wanda};
+pub use block::{
+    Activation, Attention, HeadNorm, Heads, Losses, Norm, Number, Rotary, Rotation, Rounds, Stored, activate,
+    activate_in_place, add, attention, convert, embed, normalize, normalize_in_place, rotate_in_place,
+};
 pub use device::Device;
 pub use error::Error;
 pub use factor::{Factored, Failure, RAISES, factor, factor_damped, factor_diagonals, failures, invert, restore, save};

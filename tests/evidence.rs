@@ -15,8 +15,9 @@ use emulator::options::Options;
 /// Where machine code is looked at. One PTX serves all of them.
 const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_90", "sm_100", "sm_120"];
 
-/// The kernels of many operations, each with a pipeline of asynchronous copies; their `…_any` and narrow variants aside.
-const PIPELINES: [&str; 11] = [
+/// The kernels of many operations, each with a pipeline of asynchronous copies; their `…_any` and narrow variants aside:
+/// of attention those with heads of 128 columns, since with narrower ones the softmax takes as long as the products.
+const PIPELINES: [&str; 13] = [
     "hessian_accumulate_f16",
     "hessian_accumulate_bf16",
     "hessian_accumulate_f32",
@@ -28,6 +29,8 @@ const PIPELINES: [&str; 11] = [
     "pack_two_four_multiply_f16_f32",
     "pack_two_four_multiply_bf16",
     "pack_two_four_multiply_bf16_f32",
+    "block_attention_f16_128",
+    "block_attention_bf16_128",
 ];
 
 #[test]

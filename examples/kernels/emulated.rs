@@ -5,8 +5,8 @@ use emulator::loader::Loaded;
 use emulator::options::Options;
 use emulator::profile::Profile;
 use prune_cuda::{
-    Block, Device, Error, MatrixMut, MatrixRef, Score, Selector, Stays, Swept, bring_errors, factor, invert,
-    multiply_bitmask, multiply_two_four, pack_bitmask, pack_two_four, sweep,
+    Activation, Attention, Block, Device, Error, Heads, MatrixMut, MatrixRef, Norm, Score, Selector, Stays, Swept,
+    bring_errors, factor, invert, multiply_bitmask, multiply_two_four, pack_bitmask, pack_two_four, sweep,
 };
 
 /// One kernel at one shape.
@@ -179,6 +179,46 @@ fn packed(device: &Device, tokens: usize) -> Result<(), Error> {
     }
 }
 
+/// Tokens and heads that attend.
+const ATTENDING: (usize, usize) = (512, 2);
+
+fn attend(device: &Device, head_dim: usize) -> Result<(), Error> {
+    let (tokens, heads) = ATTENDING;
+    let width = heads * head_dim;
+    let data = device.upload(&vec![half::f16::ONE; tokens * width])?;
+    let matrix = MatrixRef::new(data.slice(..), tokens, width)?;
+    let [q, k, v] = [0; 3].map(|first| Heads { matrix: &matrix, first, step: head_dim });
+    let mut output = device.zeros::<half::f16>(tokens * width)?;
+    let shape = Attention { heads, kv_heads: heads, head_dim, sequence_length: tokens, window: None, slopes: None };
+    prune_cuda::attention(device, &q, &k, &v, &mut MatrixMut::new(output.slice_mut(..), tokens, width)?, &shape)
+}
+
+/// For each tile of so many queries of a head: itself, keys and values up to its end, and its output.
+const fn attention_bytes(head_dim: u64, tile: u64) -> u64 {
+    let (tokens, heads) = (ATTENDING.0 as u64, ATTENDING.1 as u64);
+    let tiles = tokens / tile;
+    heads * head_dim * 2 * (2 * tokens + 2 * tile * tiles * (tiles + 1) / 2)
+}
+
+fn normalized(device: &Device) -> Result<(), Error> {
+    let (rows, columns) = (64, 4096);
+    let inputs = device.upload(&vec![1.0f32; rows * columns])?;
+    let mut outputs = device.zeros::<half::f16>(rows * columns)?;
+    let scale = inputs.slice(..columns);
+    let norm = Norm { centered: true, epsilon: 1e-5, scale: &scale, shift: None };
+    let inputs = MatrixRef::new(inputs.slice(..), rows, columns)?;
+    prune_cuda::normalize(device, &inputs, &mut MatrixMut::new(outputs.slice_mut(..), rows, columns)?, &norm)
+}
+
+fn activated(device: &Device) -> Result<(), Error> {
+    let (rows, columns) = (64, 4096);
+    let inputs = device.upload(&vec![half::f16::ONE; rows * columns])?;
+    let mut outputs = device.zeros::<half::f16>(rows * columns)?;
+    let inputs = MatrixRef::new(inputs.slice(..), rows, columns)?;
+    let mut outputs = MatrixMut::new(outputs.slice_mut(..), rows, columns)?;
+    prune_cuda::activate(device, Activation::Silu, (&inputs, None), Some((&inputs, None)), &mut outputs)
+}
+
 const fn workload(
     kernel: &'static str,
     shape: &'static str,
@@ -217,6 +257,23 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     // Where a lane finds its value in the ring is the mask's.
     Workload { by_data: true, ..workload("pack_bitmask_multiply_f16_x1", "[512, 512]", 0, |device| packed(device, 1)) },
     workload("pack_two_four_multiply_f16", "[512, 512], 2560 tokens", TWO_FOUR_BYTES, |device| packed(device, 2560)),
+    workload("block_attention_f16_32", "512 tokens, 2 heads of 32", attention_bytes(32, 128), |device| {
+        attend(device, 32)
+    }),
+    workload("block_attention_f16_64", "512 tokens, 2 heads of 64", attention_bytes(64, 128), |device| {
+        attend(device, 64)
+    }),
+    workload("block_attention_f16_96", "512 tokens, 2 heads of 96", attention_bytes(96, 128), |device| {
+        attend(device, 96)
+    }),
+    workload("block_attention_f16_128", "512 tokens, 2 heads of 128", attention_bytes(128, 128), |device| {
+        attend(device, 128)
+    }),
+    workload("block_attention_f16_256", "512 tokens, 2 heads of 256", attention_bytes(256, 64), |device| {
+        attend(device, 256)
+    }),
+    workload("block_norm_f32_f16", "[64, 4096]", 64 * 4096 * (4 + 2 + 4), normalized),
+    workload("block_activate_f16", "[64, 4096]", 64 * 4096 * (2 + 2 + 2), activated),
 ];
 
 /// For each tile of 256 rows by 128 tokens, the values and metadata of its rows and the inputs of its tokens; the outputs once.

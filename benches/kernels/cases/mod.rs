@@ -1,5 +1,7 @@
 //! The cases, in the order of the data flow, at layers of OPT-125M, LLaMA-7B and OPT-175B. A file for each stage.
 
+mod block;
+mod elementwise;
 mod factor;
 mod hessian;
 mod pack;
@@ -10,7 +12,10 @@ use testkit::generate::Random;
 
 /// All cases; small ones for the emulated driver.
 pub(crate) fn all(small: bool) -> Vec<Case> {
-    [hessian::cases, factor::cases, prune::cases, pack::cases].into_iter().flat_map(|cases| cases(small)).collect()
+    [hessian::cases, factor::cases, prune::cases, pack::cases, block::cases, elementwise::cases]
+        .into_iter()
+        .flat_map(|cases| cases(small))
+        .collect()
 }
 
 /// Random numbers, quickly: a few thousand of them, again and again at a distance that no shape divides.

@@ -127,3 +127,76 @@ pub const BF16: (f64, f64) = (1.0 / (1u64 << 8) as f64, f64::MIN_POSITIVE);
 
 /// A sum in f32 stored as one: nothing more is rounded.
 pub const F32: (f64, f64) = (0.0, 0.0);
+
+/// Half an ulp of the 16-bit types as a share, and what an f32 attention with a head of d columns over `keys` keys may be off
+/// before its result is stored, where the scores of a query, in absolute terms summed, are at most `score` = max_j (Σ|q·k_j| /
+/// √d + slope · distance), and `spread` = Σ p_j·|v_j − o|, `size` = Σ p_j·|v_j| of a column with the exact weights p:
+///
+/// ```text
+/// (unit + e) / (1 − unit − e) · spread + γ(keys + 16) · size,   e = exp((γ(d + 8) + 8u) · score + 4 · 2⁻²² + …) − 1
+/// ```
+///
+/// A score is a sum of d exact products, scaled, leant and shifted by a few roundings, each relative to no more than `score`;
+/// an error of a score is a relative error of its weight. `ex2.approx` is off by 2⁻²² (PTX ISA), once for a weight and once
+/// for each time that a larger score was met, of which no more than `rescalings`. The weight is rounded to 16 bits once, and
+/// weights are divided by the sum of what they are: weights moved by a share δ_j each give Σ p_j·δ_j·(v_j − o) / (1 + Σ
+/// p_j·δ_j), which is at most max|δ| / (1 − max|δ|) of the spread. Weights below the smallest 16-bit numbers are gone, at most
+/// `smallest` each beside a largest one of 1, as far away as their values: `keys · smallest · reach`.
+pub fn attention_tolerance(bound: &AttentionBound, (unit, smallest): (f64, f64)) -> f64 {
+    let &AttentionBound { columns, keys, rescalings, score, spread, size, reach } = bound;
+    let exponent = (gamma(columns + 8, UNIT_F32) + 8.0 * UNIT_F32) * score;
+    let weight = (exponent + (rescalings + 1) as f64 / f64::from(1u32 << 22)).exp() * (1.0 + unit) - 1.0;
+    weight / (1.0 - weight) * spread
+        + gamma(keys + 16, UNIT_F32) * size
+        + keys as f64 * smallest.max(2f64.powi(-126)) * reach
+}
+
+/// What [`attention_tolerance`] depends on, for one query and one column of values.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionBound {
+    /// Of a head.
+    pub columns: usize,
+    /// That the query sees.
+    pub keys: usize,
+    /// How often a larger score may be met: tiles of keys.
+    pub rescalings: usize,
+    /// The largest Σ|q·k| / √d + slope · distance.
+    pub score: f64,
+    /// Σ p·|v − o|.
+    pub spread: f64,
+    /// Σ p·|v|.
+    pub size: f64,
+    /// max |v − o|.
+    pub reach: f64,
+}
+
+/// The error of one number of an f32 norm over n columns before it is stored. `gain` = |x − c| · factor · |scale|, `size` = (Σ|x|
+/// / n) · factor · |scale| bounds what an error of the mean does, `shift` is the norm's. The mean takes n additions and a
+/// division of a number that may be much smaller than |x|; the mean square n + 3 operations and its root half of that and
+/// three more; the rest is five. Σ (x − c)² is least at the exact mean, so an error of the mean enters the factor squared,
+/// which the 2 covers.
+pub fn norm_tolerance(columns: usize, gain: f64, size: f64, shift: f64) -> f64 {
+    2.0 * gamma(columns + 16, UNIT_F32) * (gain + size) + 2.0 * UNIT_F32 * (gain + shift.abs())
+}
+
+/// The error of one number of an f32 rotation before it is stored, of a head of d columns with a norm first: two products and a
+/// sum of numbers that carry [`norm_tolerance`]. `size` = |x_j·cos| + |x_{j+d/2}·sin|, after the norm.
+pub fn rotation_tolerance(columns: usize, size: f64) -> f64 {
+    (2.0 * gamma(columns + 16, UNIT_F32) + 4.0 * UNIT_F32) * size
+}
+
+/// The error of f(x) · up in f32 before it is stored, where x and up are each the sum of two numbers: 16u · |x| · |up|, with up = 1
+/// where there is none. x and up take a rounding each, and no f has a slope above 1.2. SiLU is four roundings (`expf` two), GELU
+/// two of `erff` and four more, each of numbers no larger than |x|; GELU by tanh rounds the argument t of its exponential five
+/// times, which σ′(t)·|t| ≤ 0.23 makes harmless. Everything is relative to x and not to f(x): f cancels where x is negative.
+pub fn activation_tolerance(x: f64, up: f64) -> f64 {
+    16.0 * UNIT_F32 * x.abs() * up.abs()
+}
+
+/// The error of a loss over logits whose powers are summed by threads in f32, each four at a time in `steps` steps, and by thread
+/// blocks in f64. All terms are positive, so relative errors of powers are one of the sum, and an absolute one of its logarithm: a
+/// power is off by two units of `expf` and by the rounding of its argument, which is at most `spread`, the distance of the
+/// largest and the smallest logit; each step rescales by such a power and adds.
+pub fn loss_tolerance(steps: usize, spread: f64) -> f64 {
+    gamma(8 * (steps + 1), UNIT_F32) + 2.0 * (steps + 1) as f64 * UNIT_F32 * spread
+}
