@@ -53,7 +53,8 @@ fn nothing_spills_and_main_loops_are_what_they_should_be() {
                 assert_eq!(kernel.spills, 0, "{what} spills");
                 if PIPELINES.contains(&kernel.name.as_str()) {
                     loops += 1;
-                    let length = kernel.loop_length();
+                    // Without what fills gaps: sm_120 has hundreds of them in the loop of attention.
+                    let length = kernel.loop_length() - kernel.count(&["NOP"]);
                     assert!(
                         kernel.count(&["LDGSTS"]) > 0,
                         "{what} copies nothing asynchronously: {:?}",
