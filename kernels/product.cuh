@@ -6,7 +6,8 @@
 // Each number is split into two of tf32, x = hi + lo + r with |lo| ≤ 2⁻¹¹ |x| and |r| ≤ 2⁻²² |x|, and
 // A·B ≈ hi·hi + hi·lo + lo·hi. What is left out, lo·lo and what r multiplies, is at most 3 · 2⁻²² of |a|·|b|: a product
 // of two numbers is off by no more than 12 roundings of f32 would make it. Three products of tf32 run at a third of the
-// tensor cores' tf32 rate: 52 TFLOP/s of an A100 where fma gives 19.5.
+// tensor cores' tf32 rate: 52 TFLOP/s of an A100 where fma gives 19.5. Numbers above 3.401e38 round to infinity, and their
+// products to what is not a number; where lo becomes subnormal, the bound is no longer a share of the number.
 //
 // Tiles:     thread block 128 × 128 (eight warps as 2 × 4), warp 64 × 32, mma m16n8k8, slabs of 16 along the depth.
 // Pipeline:  four stages filled by cp.async; stage = A slab, then B slab, 8.5 KiB each.

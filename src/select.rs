@@ -114,7 +114,8 @@ impl Selector {
     /// rows of all `shards`, equal scores in order of (shard, row, column). What is not a number is larger than all numbers.
     ///
     /// `keep` u32 [rows, words]: bit `first` + j of a row, counted from the lowest of the first word, is that of column j;
-    /// `first` is a multiple of 32, and bits behind the last column in its word are cleared. Nothing waits for the host.
+    /// `first` is a multiple of 32, and bits behind the last column in its word are cleared. With shards `count` is at most the
+    /// number of weights of all of them, which only the caller knows. Nothing waits for the host.
     ///
     /// # Errors
     /// [`Error::Shape`] if shapes do not fit each other, or alone more are to go than there are; [`Error::OtherDevice`]; or
