@@ -147,7 +147,7 @@ pub struct Prepared {
     pub dead: CudaSlice<u8>,
     /// One for each matrix.
     pub summaries: CudaSlice<Summary>,
-    /// i32 `[batch]`: 0, or 1 + the column in which a matrix failed. [`crate::factor`] goes on with it.
+    /// i32 `[batch]`: 0, or 1 + the column in which a matrix failed. [`crate::factor()`] goes on with it.
     pub failed: CudaSlice<i32>,
 }
 

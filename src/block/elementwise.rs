@@ -40,7 +40,7 @@ fn plan(
     ))
 }
 
-/// X ← table[tokens] + positions: f32 [tokens, columns], from `table` [vocabulary, columns] and, where there are learned
+/// X ← table of tokens + positions: f32 [tokens, columns], from `table` [vocabulary, columns] and, where there are learned
 /// positions, their table [positions, columns] and the row of position 0. A token that is not in the vocabulary makes a row of
 /// NaN.
 ///

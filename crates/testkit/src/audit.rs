@@ -38,7 +38,7 @@ pub struct Solved {
     pub weight: Vec<f32>,
     /// [rows, columns], true = kept.
     pub keep: Vec<bool>,
-    /// [rows].
+    /// `[rows]`.
     pub loss: Vec<f64>,
     /// V [columns, columns].
     pub factor: Matrix,
