@@ -4,37 +4,10 @@
 mod support;
 
 use half::{bf16, f16};
-use prune_cuda::{
-    Activation, Device, MatrixMut, MatrixRef, Number, Rounds, activate, activate_in_place, add, convert, embed,
-};
-use support::{Guarded, SIZES, on_device, spread};
+use prune_cuda::{Activation, Device, MatrixMut, MatrixRef, Rounds, activate, activate_in_place, add, convert, embed};
+use support::{Guarded, SIZES, Value, on_device, spread};
 use testkit::generate::Random;
-use testkit::tolerance::{self, UNIT_F32, activation_tolerance, stored_tolerance};
-
-/// What activations are made of, here.
-trait Value: Number + Copy + PartialEq + std::fmt::Debug + bytemuck::Pod {
-    const ROUNDING: (f64, f64);
-    fn of(value: f64) -> Self;
-    fn exact(self) -> f64;
-}
-
-macro_rules! value {
-    ($type:ty, $rounding:path, $of:expr) => {
-        impl Value for $type {
-            const ROUNDING: (f64, f64) = $rounding;
-            fn of(value: f64) -> Self {
-                $of(value)
-            }
-            fn exact(self) -> f64 {
-                self.into()
-            }
-        }
-    };
-}
-
-value!(f32, tolerance::F32, |value| value as f32);
-value!(f16, tolerance::F16, f16::from_f64);
-value!(bf16, tolerance::BF16, bf16::from_f64);
+use testkit::tolerance::{UNIT_F32, activation_tolerance, stored_tolerance};
 
 fn numbers<T: Value>(seed: u64, count: usize) -> Vec<T> {
     let mut random = Random::new(seed);

@@ -5,37 +5,12 @@ mod support;
 
 use half::{bf16, f16};
 use prune_cuda::{
-    Device, Error, HeadNorm, MatrixMut, MatrixRef, Norm, Number, Rotary, Rotation, Rounds, normalize,
-    normalize_in_place, rotate_in_place,
+    Device, Error, HeadNorm, MatrixMut, MatrixRef, Norm, Rotary, Rotation, Rounds, normalize, normalize_in_place,
+    rotate_in_place,
 };
-use support::{Guarded, SIZES, on_device, on_fast_device, spread};
+use support::{Guarded, SIZES, Value, on_device, on_fast_device, spread};
 use testkit::generate::Random;
-use testkit::tolerance::{self, norm_tolerance, rotation_tolerance, stored_tolerance};
-
-/// What activations are made of, here.
-trait Value: Number + Copy + PartialEq + std::fmt::Debug + bytemuck::Pod {
-    const ROUNDING: (f64, f64);
-    fn of(value: f64) -> Self;
-    fn exact(self) -> f64;
-}
-
-macro_rules! value {
-    ($type:ty, $rounding:path, $of:expr) => {
-        impl Value for $type {
-            const ROUNDING: (f64, f64) = $rounding;
-            fn of(value: f64) -> Self {
-                $of(value)
-            }
-            fn exact(self) -> f64 {
-                self.into()
-            }
-        }
-    };
-}
-
-value!(f32, tolerance::F32, |value| value as f32);
-value!(f16, tolerance::F16, f16::from_f64);
-value!(bf16, tolerance::BF16, bf16::from_f64);
+use testkit::tolerance::{norm_tolerance, rotation_tolerance, stored_tolerance};
 
 fn numbers<T: Value>(seed: u64, count: usize, shift: f64) -> Vec<T> {
     let mut random = Random::new(seed);

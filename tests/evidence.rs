@@ -47,28 +47,22 @@ fn nothing_spills_and_main_loops_are_what_they_should_be() {
         running.map(|thread| thread.join().expect("no panic")).into_iter().collect()
     });
     for (architecture, kernels) in inspected {
-        {
-            for kernel in kernels {
-                let what = format!("{} on {architecture}", kernel.name);
-                assert_eq!(kernel.spills, 0, "{what} spills");
-                if PIPELINES.contains(&kernel.name.as_str()) {
-                    loops += 1;
-                    // Without what fills gaps: sm_120 has hundreds of them in the loop of attention.
-                    let length = kernel.loop_length() - kernel.count(&["NOP"]);
-                    assert!(
-                        kernel.count(&["LDGSTS"]) > 0,
-                        "{what} copies nothing asynchronously: {:?}",
-                        kernel.main_loop
-                    );
-                    assert_eq!(
-                        kernel.count(&["LDGSTS"]),
-                        kernel.count(&["LDGSTS.BYPASS.128"]),
-                        "{what} has copies of less than 16 bytes"
-                    );
-                    // A matrix instruction keeps its unit busy for eight cycles, while four warps issue one instruction each
-                    // in every cycle: with a share of an eighth, issuing is what limits.
-                    assert!(kernel.count(&["HMMA"]) * 8 > length, "{what}: {:?}", kernel.main_loop);
-                }
+        for kernel in kernels {
+            let what = format!("{} on {architecture}", kernel.name);
+            assert_eq!(kernel.spills, 0, "{what} spills");
+            if PIPELINES.contains(&kernel.name.as_str()) {
+                loops += 1;
+                // Without what fills gaps: sm_120 has hundreds of them in the loop of attention.
+                let length = kernel.loop_length() - kernel.count(&["NOP"]);
+                assert!(kernel.count(&["LDGSTS"]) > 0, "{what} copies nothing asynchronously: {:?}", kernel.main_loop);
+                assert_eq!(
+                    kernel.count(&["LDGSTS"]),
+                    kernel.count(&["LDGSTS.BYPASS.128"]),
+                    "{what} has copies of less than 16 bytes"
+                );
+                // A matrix instruction keeps its unit busy for eight cycles, while four warps issue one instruction each
+                // in every cycle: with a share of an eighth, issuing is what limits.
+                assert!(kernel.count(&["HMMA"]) * 8 > length, "{what}: {:?}", kernel.main_loop);
             }
         }
     }

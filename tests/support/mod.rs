@@ -175,3 +175,28 @@ pub(crate) fn profiles(test: impl Fn(&Device)) -> Vec<emulator::profile::Profile
     });
     taken.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// What activations are made of, with the rounding of the type as [`testkit::tolerance`] has it.
+pub(crate) trait Value: prune_cuda::Number + Copy + PartialEq + Debug + bytemuck::Pod {
+    const ROUNDING: (f64, f64);
+    fn of(value: f64) -> Self;
+    fn exact(self) -> f64;
+}
+
+macro_rules! value {
+    ($type:ty, $rounding:path, $of:expr) => {
+        impl Value for $type {
+            const ROUNDING: (f64, f64) = $rounding;
+            fn of(value: f64) -> Self {
+                $of(value)
+            }
+            fn exact(self) -> f64 {
+                self.into()
+            }
+        }
+    };
+}
+
+value!(f32, testkit::tolerance::F32, |value| value as f32);
+value!(half::f16, testkit::tolerance::F16, half::f16::from_f64);
+value!(half::bf16, testkit::tolerance::BF16, half::bf16::from_f64);
