@@ -7,7 +7,8 @@ use half::{bf16, f16};
 use linalg::{Element, MatrixMut, MatrixRef, Region, gemm};
 use rayon::prelude::*;
 
-use crate::Error;
+use crate::forward::LoadedLayer;
+use crate::{Cpu, Error};
 use crate::norm::add;
 use crate::simd::{all_finite, first_not_finite};
 
@@ -87,11 +88,6 @@ impl Weight<'_> {
         }
     }
 
-    /// The number of elements.
-    pub(crate) fn len(&self) -> usize {
-        self.values().len()
-    }
-
     /// Fails at the first element that is NaN or infinite; `tensor` is the name to blame.
     ///
     /// # Errors
@@ -142,16 +138,7 @@ pub(crate) fn multiply(
     }
 }
 
-/// A linear layer with its numbers.
-#[derive(Clone, Debug)]
-pub(crate) struct LoadedLayer<'a> {
-    pub(crate) layer: Layer,
-    pub(crate) weight: Weight<'a>,
-    /// `[rows]`.
-    pub(crate) bias: Option<Vec<f32>>,
-}
-
-impl LoadedLayer<'_> {
+impl LoadedLayer<'_, Cpu> {
     /// W·x + b for inputs [tokens, columns].
     pub(crate) fn apply(&self, inputs: Values<'_>) -> Result<Vec<f32>, Error> {
         let mut output = vec![0.0; inputs.len() / self.layer.columns * self.layer.rows];

@@ -70,7 +70,7 @@ pub(crate) fn logits(model: &Model, tokens: &[u32], sequence_length: usize, chun
         .flat_map(|tokens| {
             let mut x = model.embed(tokens, sequence_length).expect("embeddings");
             for index in 0..model.blocks() {
-                model.block(index).expect("a block").forward(&mut x, sequence_length).expect("finite activations");
+                model.block(&Cpu::default(), index).expect("a block").forward(&mut x, sequence_length).expect("finite activations");
             }
             model.logits(&x).expect("finite logits")
         })

@@ -48,7 +48,7 @@ fn the_first_block_is_that_of_transformers() {
             let embedded = model.embed(&expected.tokens, expected.sequence_length).expect("embeddings");
             let spread = deviation(input);
             assert_close(&format!("{name}: embeddings"), &embedded, input, |_| forward_tolerance(2, 64) * spread);
-            let block = model.block(0).expect("a block");
+            let block = model.block(&Cpu::default(), 0).expect("a block");
             let mut x = input.to_vec();
             block.forward(&mut x, expected.sequence_length).expect("finite activations");
             assert_close(&name, &x, want, |_| tolerance);
@@ -62,7 +62,7 @@ fn stages_one_by_one_are_the_whole_block() {
         with_model(&name, |model, expected| {
             let mut x = model.embed(&expected.tokens, expected.sequence_length).expect("embeddings");
             for index in 0..model.blocks() {
-                let block = model.block(index).expect("a block");
+                let block = model.block(&Cpu::default(), index).expect("a block");
                 let mut whole = x.clone();
                 block.forward(&mut whole, expected.sequence_length).expect("finite activations");
                 assert_eq!(block.stages(), model.stages(index));
@@ -86,7 +86,7 @@ fn new_weights_are_used_by_the_stages_that_follow() {
     with_model("models/llama", |model, expected| {
         let length = expected.sequence_length;
         let x = expected.get("block0_input");
-        let mut block = model.block(0).expect("a block");
+        let mut block = model.block(&Cpu::default(), 0).expect("a block");
         let layer = &model.stages(0)[0].layers[2];
         assert_eq!(layer.name, "model.layers.0.self_attn.v_proj.weight");
         let zeros =
@@ -106,7 +106,7 @@ fn new_weights_are_used_by_the_stages_that_follow() {
 fn inputs_are_rounded_once_and_only_for_bf16_weights() {
     with_model("models/llama", |model, expected| {
         let (x, length) = (expected.get("block0_input"), expected.sequence_length);
-        let mut block = model.block(0).expect("a block");
+        let mut block = model.block(&Cpu::default(), 0).expect("a block");
         let mut rounding = block.clone();
         rounding.round_inputs();
         let inputs = block.stage_inputs(1, x, length).expect("finite inputs");
@@ -259,7 +259,7 @@ fn losses_follow_from_logits() {
             let (length, vocabulary) = (expected.sequence_length, model.description().vocabulary);
             let mut x = model.embed(&expected.tokens, length).expect("embeddings");
             for index in 0..model.blocks() {
-                model.block(index).expect("a block").forward(&mut x, length).expect("finite activations");
+                model.block(&Cpu::default(), index).expect("a block").forward(&mut x, length).expect("finite activations");
             }
             let losses = model.losses(&x, &expected.tokens, length).expect("finite losses");
             let want: Vec<f64> = expected
@@ -281,7 +281,7 @@ fn losses_follow_from_logits() {
             assert_close(name, &losses, &want, |_| tolerance);
 
             let mut steps = Vec::new();
-            let evaluation = evaluate(model, &expected.tokens, length, |done, of| steps.push((done, of)));
+            let evaluation = evaluate(&Cpu::default(), model, &expected.tokens, length, |done, of| steps.push((done, of)));
             let evaluation = evaluation.expect("an evaluation");
             let mean = losses.iter().sum::<f64>() / (2 * (length - 1)) as f64;
             assert!((evaluation.mean_loss - mean).abs() < 1e-12 * mean, "{evaluation:?} {mean}");
@@ -290,7 +290,7 @@ fn losses_follow_from_logits() {
             assert_eq!(steps, [(1, 3), (2, 3), (3, 3)]);
             // A tail that is no whole window is left out.
             let tail = [&expected.tokens[..], &expected.tokens[..length - 1]].concat();
-            assert_eq!(evaluate(model, &tail, length, |_, _| ()).expect("an evaluation"), evaluation);
+            assert_eq!(evaluate(&Cpu::default(), model, &tail, length, |_, _| ()).expect("an evaluation"), evaluation);
         });
     }
 }
