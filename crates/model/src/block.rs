@@ -16,7 +16,7 @@ const FEED_FORWARD_TOKENS: usize = 512;
 /// one after another.
 ///
 /// A pruner goes through the stages in order: [`stage_inputs`](Self::stage_inputs), new weights by
-/// [`weight_mut`](Self::weight_mut), then, where the stage [`absorbs`](Self::absorbs), [`absorb`](Self::absorb) with the
+/// [`weight_mut`](Self::weight_mut), then, where the stage [`absorbs`](Stage::absorbs), [`absorb`](Self::absorb) with the
 /// same inputs. That leaves x as [`forward`](Self::forward) would with the new weights.
 #[derive(Clone)]
 pub struct Block<'a, F: Forward = Cpu> {
@@ -75,12 +75,7 @@ impl<'a, F: Forward> Block<'a, F> {
         }
     }
 
-    /// Whether the output of a stage joins the residual stream.
-    pub fn absorbs(stage: usize) -> bool {
-        stage % 2 == 1
-    }
-
-    /// Updates x with the output of a stage that [`absorbs`](Self::absorbs), from the stage's inputs [tokens, width], in
+    /// Updates x with the output of a stage that [`absorbs`](Stage::absorbs), from the stage's inputs [tokens, width], in
     /// whatever type they were kept, and its present weight.
     ///
     /// # Errors
@@ -89,7 +84,7 @@ impl<'a, F: Forward> Block<'a, F> {
     /// # Panics
     /// If the stage does not absorb, or x and inputs are of different numbers of tokens.
     pub fn absorb(&self, stage: usize, x: &mut F::Stream, inputs: F::View<'_>) -> Result<(), F::Error> {
-        assert!(Self::absorbs(stage), "the output of stage {stage} goes to stage {}", stage + 1);
+        assert!(Stage::absorbs(stage), "the output of stage {stage} goes to stage {}", stage + 1);
         let norm = &self.norms[stage / 2];
         let residual = self.description.blocks.residual;
         if residual == Residual::Normed {

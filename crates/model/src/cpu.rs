@@ -219,12 +219,7 @@ fn widen(values: Values<'_>, first: usize, to: &mut [f32]) {
 }
 
 /// With a running log-sum-exp over parts of the vocabulary, so that no more than `held` logits exist at a time.
-fn token_losses(
-    head: &LoadedLayer<'_, Cpu>,
-    inputs: Values<'_>,
-    targets: &[Option<u32>],
-    held: usize,
-) -> Vec<f64> {
+fn token_losses(head: &LoadedLayer<'_, Cpu>, inputs: Values<'_>, targets: &[Option<u32>], held: usize) -> Vec<f64> {
     #[derive(Clone, Copy)]
     struct Running {
         largest: f32,

@@ -63,7 +63,9 @@ impl<F: Forward> Head<'_, F> {
         let terms = self.forward.losses(&self.logits, F::view(&inputs), &targets)?;
         if let Some(token) = terms.iter().position(|term| !term.is_finite()) {
             let column = targets[token].unwrap_or(0) as usize;
-            return Err(not_finite_logit(&self.stored, &self.logits.layer.name, token, column, terms[token] as f32).into());
+            return Err(
+                not_finite_logit(&self.stored, &self.logits.layer.name, token, column, terms[token] as f32).into()
+            );
         }
         Ok(terms.chunks(sequence_length).map(|terms| terms.iter().sum()).collect())
     }

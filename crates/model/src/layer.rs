@@ -8,9 +8,9 @@ use linalg::{Element, MatrixMut, MatrixRef, Region, gemm};
 use rayon::prelude::*;
 
 use crate::forward::LoadedLayer;
-use crate::{Cpu, Error};
 use crate::norm::add;
 use crate::simd::{all_finite, first_not_finite};
+use crate::{Cpu, Error};
 
 /// Elements of one task of a pass over memory.
 const RUN: usize = 1 << 15;
@@ -33,6 +33,13 @@ pub struct Stage {
     pub layers: Vec<Layer>,
     /// Columns of the input they share.
     pub width: usize,
+}
+
+impl Stage {
+    /// Whether the output of a block's stage of this number joins the residual stream.
+    pub fn absorbs(number: usize) -> bool {
+        number % 2 == 1
+    }
 }
 
 /// A weight, row-major, in the type it is stored in; borrowed from a checkpoint's memory map or owned.
