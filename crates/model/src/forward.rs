@@ -22,9 +22,9 @@ pub trait Forward: Clone {
     /// What a linear layer puts out, [tokens, rows].
     type Outputs;
     /// Parameters for the columns of activations, f32.
-    type Vector: Clone;
+    type Vector: Clone + Send + Sync;
     /// The weight of a linear layer, or a table of rows; it may lie in a checkpoint.
-    type Weight<'a>: Clone;
+    type Weight<'a>: Clone + Send + Sync;
     /// What can go wrong.
     type Error: From<Error>;
 

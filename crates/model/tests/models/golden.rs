@@ -1,6 +1,8 @@
 //! Every architecture against what `transformers` computes, whole, in chunks and stage by stage.
 
-use crate::common::{Expected, deviation, edited, embed, folder, forward_tolerance, logits, logits_of, names, store, values};
+use crate::common::{
+    Expected, deviation, edited, embed, folder, forward_tolerance, logits, logits_of, names, store, values,
+};
 use checkpoint::{Checkpoint, Values};
 use half::bf16;
 use model::{Block, Cpu, Model, Stage, Weight, evaluate};
