@@ -370,15 +370,25 @@ impl<'a> Shard<'a> {
             })
             .with_context(|| name.to_owned())?;
         memory::give_back();
-        let whole = self.collective.gather(&bytes)?.concat();
+        // The whole layer, into which shards put their rows, is what the block gets: it lies in memory once.
+        let size = stored.dtype.size();
+        let mut whole = model::Weight::zeros(rows * columns, stored.dtype)?;
+        let part = |rank| {
+            let rows = share(rows, rank, self.collective.size());
+            rows.start * columns * size..rows.end * columns * size
+        };
+        let parts: Vec<_> = (0..self.collective.size()).map(part).collect();
+        whole.bytes_mut()[parts[self.collective.rank()].clone()].copy_from_slice(&bytes);
+        drop(bytes);
+        self.collective.exchange(whole.bytes_mut(), &parts)?;
         let mut loss = [obs_loss.unwrap_or(0.0)];
         self.collective.sum_f64(&mut loss)?;
         if self.collective.rank().is_multiple_of(job.local_shards) {
-            self.time(Phase::Write, || job.output.write_tensor(tensor, &whole))?;
+            self.time(Phase::Write, || job.output.write_tensor(tensor, whole.bytes_mut()))?;
         }
         if self.collective.rank() == 0 {
-            let size = stored.dtype.size();
-            let zeros = whole.chunks_exact(size).filter(|value| value.iter().all(|&byte| byte == 0)).count() as u64;
+            let values = whole.bytes_mut().chunks_exact(size);
+            let zeros = values.filter(|value| value.iter().all(|&byte| byte == 0)).count() as u64;
             let (damping, retries, dead) = match prepared {
                 Prepared::Factor(f) => (Some(f.damping()), f.raises(), f.dead().iter().filter(|&&dead| dead).count()),
                 _ => (None, 0, 0),
@@ -398,7 +408,7 @@ impl<'a> Shard<'a> {
                 seconds: started.elapsed().as_secs_f64(),
             });
         }
-        block.set_weight(tensor, model::Weight::from_bytes(&whole, stored.dtype)?);
+        block.set_weight(tensor, whole);
         Ok(())
     }
 
