@@ -353,7 +353,7 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
         prepared: &B::Prepared,
     ) -> anyhow::Result<()> {
         let started = Instant::now();
-        let name = layer_name(&layer.name);
+        let (index, name) = (block.index(), layer_name(&layer.name));
         let (rank, size) = (self.collective.rank(), self.collective.size());
         let parts: Vec<_> = (0..size).map(|rank| share(layer.rows, rank, size)).collect();
         let task = LayerTask {
@@ -371,7 +371,7 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
             let factored = B::factored(prepared);
             self.reports.push(LayerReport {
                 name: name.to_owned(),
-                block: block.index(),
+                block: index,
                 stage: stage.to_owned(),
                 rows: layer.rows,
                 columns: layer.columns,

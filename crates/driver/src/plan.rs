@@ -234,18 +234,17 @@ impl Plan {
 
     /// What is held to prune a layer, the most of three: while the rank's rows are solved, W and Δ in f32, a byte a weight for
     /// what stays, and of one panel W̃, scores and what its sweep leaves (4 + 4 + 5 bytes), with Δ·V of four; while they are
-    /// turned to rows, W twice in f32; while shards hand their rows on, those, all of them as they came, and joined.
+    /// turned to rows, W twice in f32; while shards put their rows into the whole layer, that once for each of them, and those.
     fn layer_bytes(&self, layer: &Layer) -> u64 {
         let (shards, stored) = (self.local_shards(), self.layout.dtype.size());
-        // Between ranks the first shard of each sends and receives for all, and joins what it hands on to the others.
-        let relayed = if self.ranks > 1 && shards > 1 { 2 } else { 0 };
-        let handed_on = stored * (1 + 2 * shards + relayed) * layer.columns;
+        let exchanged = stored * layer.columns;
+        let exchanged = shards * exchanged + exchanged.div_ceil(self.ranks);
         let solved = match self.settings.method {
             Method::Sparsegpt => 9 * layer.columns + (4 + 4 + 5 + 4 * 4) * self.settings.panel_width.min(layer.columns),
             _ => 0,
         };
         let own = solved.max(8 * layer.columns).div_ceil(self.ranks);
-        product(&[layer.rows, own.max(handed_on)])
+        product(&[layer.rows, own.max(exchanged)])
     }
 }
 
@@ -465,7 +464,9 @@ mod tests {
         let eight = plan(&["--shards", "8"]).unwrap().moments()[3];
         assert_eq!((eight.hessian, eight.block), (8 * solve_down.hessian, 8 * solve_down.block));
         assert_eq!(eight.activations, solve_down.activations, "sequences are divided");
-        assert_eq!(eight.layer, 64 * 200 * 17 * 2, "rows are divided, but gathered by all");
+        assert_eq!(eight.layer, solve_down.layer, "rows are divided");
+        let sixteen = plan(&["--shards", "16"]).unwrap().moments()[3];
+        assert_eq!(sixteen.layer, 64 * 200 * 17 * 2, "but all hold the whole layer");
     }
 
     #[test]

@@ -42,12 +42,12 @@ impl<'scope> Results<'scope> {
     ///
     /// # Errors
     /// If this one cannot be written, or one before could not.
-    pub fn write(&mut self, stored: &Tensor<'_>, whole: Whole) -> anyhow::Result<()> {
+    pub fn write(&mut self, stored: &Tensor<'_>, whole: Whole<'_>) -> anyhow::Result<()> {
         let (tensor, element) = (stored.name.to_owned(), stored.dtype.size());
         match whole {
             Whole::Here(bytes) => {
-                self.output.write_tensor(&tensor, &bytes)?;
-                self.written.insert(layer_name(&tensor).to_owned(), count_zeros(&bytes, element));
+                self.output.write_tensor(&tensor, bytes)?;
+                self.written.insert(layer_name(&tensor).to_owned(), count_zeros(bytes, element));
                 Ok(())
             }
             Whole::Coming(bytes) => {

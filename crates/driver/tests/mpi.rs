@@ -356,6 +356,19 @@ mod in_ranks {
                 collective.broadcast(root, &mut values)?;
                 heard.extend(values.iter().map(|value| u64::from(value.to_bits())));
             }
+            // Parts of all lengths, none among them, and a byte behind each that stays.
+            let mut end = 0;
+            let part = |rank| {
+                let start = end;
+                end += length * (rank + 2) % 1_000_003 + 1;
+                start..end - 1
+            };
+            let parts: Vec<_> = (0..size).map(part).collect();
+            let mut bytes = vec![u8::MAX; parts[size - 1].end + 1];
+            bytes[parts[rank].clone()].fill(rank as u8);
+            collective.exchange(&mut bytes, &parts)?;
+            heard.extend(bytes.iter().map(|&byte| u64::from(byte)));
+            heard.push(collective.sum_before(rank as u64 + 3)? - (rank * (rank + 5) / 2) as u64);
             for part in collective.gather(&vec![rank as u8; length * rank % 1_000_003])? {
                 heard.push(part.len() as u64);
                 heard.extend(part.iter().map(|&byte| u64::from(byte)));

@@ -64,28 +64,30 @@ impl<'a> From<Values<'a>> for Weight<'a> {
 }
 
 impl Weight<'static> {
-    /// The values that `bytes` stand for in a checkpoint, little endian, aligned or not.
+    /// A weight of so many elements, all zero.
     ///
     /// # Errors
     /// [`checkpoint::Error::NarrowDtype`] if `dtype` is not F32, F16 or BF16.
-    ///
-    /// # Panics
-    /// If `bytes` is no whole number of elements.
-    pub fn from_bytes(bytes: &[u8], dtype: Dtype) -> Result<Self, checkpoint::Error> {
-        assert!(bytes.len().is_multiple_of(dtype.size()), "{} bytes of {dtype}", bytes.len());
-        fn decode<const N: usize, T: Clone>(bytes: &[u8], value: fn([u8; N]) -> T) -> Cow<'static, [T]> {
-            bytes.as_chunks().0.iter().map(|&bytes| value(bytes)).collect::<Vec<_>>().into()
-        }
+    pub fn zeros(elements: usize, dtype: Dtype) -> Result<Self, checkpoint::Error> {
         Ok(match dtype {
-            Dtype::F32 => Self::F32(decode(bytes, f32::from_le_bytes)),
-            Dtype::F16 => Self::F16(decode(bytes, f16::from_le_bytes)),
-            Dtype::BF16 => Self::Bf16(decode(bytes, bf16::from_le_bytes)),
+            Dtype::F32 => Self::F32(vec![0.0; elements].into()),
+            Dtype::F16 => Self::F16(vec![f16::ZERO; elements].into()),
+            Dtype::BF16 => Self::Bf16(vec![bf16::ZERO; elements].into()),
             Dtype::Other(_) => return Err(checkpoint::Error::NarrowDtype { dtype }),
         })
     }
 }
 
 impl Weight<'_> {
+    /// Its bytes, as a checkpoint has them; a copy of them first, where they are borrowed.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::F32(values) => bytemuck::cast_slice_mut(values.to_mut()),
+            Self::F16(values) => bytemuck::cast_slice_mut(values.to_mut()),
+            Self::Bf16(values) => bytemuck::cast_slice_mut(values.to_mut()),
+        }
+    }
+
     /// The elements where they lie.
     pub fn values(&self) -> Values<'_> {
         match self {

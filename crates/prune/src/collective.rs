@@ -1,7 +1,7 @@
-//! What shards say to each other: sums, broadcasts and gathers among equals.
+//! What shards say to each other: sums, broadcasts, exchanges and gathers among equals.
 //!
 //! Every shard makes the same calls in the same order, as in MPI. [`run_shards`] runs them as threads of one process,
-//! which notice where they do not.
+//! which notice where they do not. The values lie in some [`Memory`]: that of the host, or of a device each.
 
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -11,47 +11,96 @@ use std::sync::{Condvar, Mutex, PoisonError};
 #[error("another shard ended early")]
 pub struct Disconnected;
 
+/// Where the values lie that shards share.
+pub trait Memory {
+    /// Values that a call replaces.
+    type Mut<'a, T: 'a>;
+
+    /// What can go wrong: another shard's end at least, and what is said by the library that moves the values.
+    type Error: From<Disconnected>;
+}
+
+/// The memory of the host.
+#[derive(Clone, Copy, Debug)]
+pub struct Host;
+
+impl Memory for Host {
+    type Mut<'a, T: 'a> = &'a mut [T];
+    type Error = Disconnected;
+}
+
 /// A group of shards, seen by one of them.
 ///
 /// # Panics
 /// Every call may, on all shards, if they do not make the same one with buffers of one length ([`Collective::gather`]:
 /// of any).
-pub trait Collective: Send + Sync {
+pub trait Collective<M: Memory = Host>: Send + Sync {
     /// This shard's number, from 0.
     fn rank(&self) -> usize;
 
     /// How many shards there are.
     fn size(&self) -> usize;
 
-    /// Replaces `values`, of one length on all shards, by their sum, added in the order of ranks.
+    /// Replaces `values`, of one length on all shards, by their sum: on hosts added in the order of ranks, on devices in
+    /// that of their library.
     ///
     /// # Errors
     /// If another shard ended early.
-    fn sum_f32(&self, values: &mut [f32]) -> Result<(), Disconnected>;
+    fn sum_f32(&self, values: M::Mut<'_, f32>) -> Result<(), M::Error>;
 
     /// [`Collective::sum_f32`] in double precision.
     ///
     /// # Errors
     /// If another shard ended early.
-    fn sum_f64(&self, values: &mut [f64]) -> Result<(), Disconnected>;
+    fn sum_f64(&self, values: M::Mut<'_, f64>) -> Result<(), M::Error>;
 
-    /// [`Collective::sum_f32`] for counts.
+    /// [`Collective::sum_f32`] for counts, whose sum is the same in every order.
     ///
     /// # Errors
     /// If another shard ended early.
-    fn sum_u64(&self, values: &mut [u64]) -> Result<(), Disconnected>;
+    fn sum_u64(&self, values: M::Mut<'_, u64>) -> Result<(), M::Error>;
 
     /// Replaces `values`, of one length on all shards, by those of shard `root`.
     ///
     /// # Errors
     /// If another shard ended early.
-    fn broadcast(&self, root: usize, values: &mut [f32]) -> Result<(), Disconnected>;
+    fn broadcast(&self, root: usize, values: M::Mut<'_, f32>) -> Result<(), M::Error>;
 
-    /// The bytes that each shard gives, in the order of ranks.
+    /// Completes `values`, of one length on all shards, of which each has its own part: afterwards every shard has all
+    /// parts. There is one for each shard, in the order of ranks and of `values`; what lies between them stays.
     ///
     /// # Errors
     /// If another shard ended early.
-    fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Disconnected>;
+    fn exchange(&self, values: M::Mut<'_, u8>, parts: &[Range<usize>]) -> Result<(), M::Error>;
+
+    /// The bytes that each shard gives, in the order of ranks. Messages: they lie on the host in every memory.
+    ///
+    /// # Errors
+    /// If another shard ended early.
+    fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, M::Error>;
+
+    /// The sum of the counts that the shards before this one give.
+    ///
+    /// # Errors
+    /// If another shard ended early.
+    fn sum_before(&self, own: u64) -> Result<u64, M::Error> {
+        let all = self.gather(&own.to_le_bytes())?;
+        let before = all.iter().take(self.rank()).map(|count| count[..].try_into().map_or(0, u64::from_le_bytes));
+        Ok(before.sum())
+    }
+}
+
+/// Checks the parts of [`Collective::exchange`].
+///
+/// # Panics
+/// If they are not one for each of `size` shards, one behind the other within `length` bytes.
+pub fn assert_parts(parts: &[Range<usize>], size: usize, length: usize) {
+    let ends = parts.iter().flat_map(|part| [part.start, part.end]);
+    let ordered = ends.chain([length]).is_sorted();
+    assert!(
+        ordered && parts.len() == size,
+        "{parts:?} are not parts of {length} bytes for {size} shards in their order"
+    );
 }
 
 /// The part of `count` things that falls to shard `rank` of `size`: contiguous, in the order of ranks, as even as can be.
@@ -86,6 +135,11 @@ impl Collective for Solo {
     }
 
     fn broadcast(&self, _: usize, _: &mut [f32]) -> Result<(), Disconnected> {
+        Ok(())
+    }
+
+    fn exchange(&self, values: &mut [u8], parts: &[Range<usize>]) -> Result<(), Disconnected> {
+        assert_parts(parts, 1, values.len());
         Ok(())
     }
 
@@ -161,6 +215,7 @@ enum Operation {
     Sum(&'static str),
     /// With the root.
     Broadcast(usize),
+    Exchange,
     Gather,
 }
 
@@ -291,6 +346,27 @@ impl Collective for Thread<'_> {
         })
     }
 
+    fn exchange(&self, values: &mut [u8], parts: &[Range<usize>]) -> Result<(), Disconnected> {
+        assert_parts(parts, self.size(), values.len());
+        let own: Vec<u8> = parts.iter().flat_map(|part| [part.start, part.end]).flat_map(usize::to_ne_bytes).collect();
+        let said = self.gather(&own)?;
+        assert!(said.iter().all(|other| *other == own), "shards that do not make the same call: {said:?}");
+        let (target, length) = (values.as_mut_ptr(), values.len());
+        let own = Buffer { operation: Operation::Exchange, address: target as usize, length };
+        self.table.meet(self.rank, own, |buffers| {
+            let all = buffers.iter().zip(parts).enumerate();
+            for (_, (buffer, part)) in all.filter(|(rank, _)| *rank != self.rank) {
+                // SAFETY: all buffers have `length` bytes and stay borrowed until everybody is done. Parts are the same on
+                // all shards, lie within and do not overlap; a shard's own part of its buffer is only read until
+                // everybody is done, and the others of it are written by this shard alone.
+                unsafe {
+                    let from = (buffer.address as *const u8).add(part.start);
+                    std::ptr::copy_nonoverlapping(from, target.add(part.start), part.len());
+                }
+            }
+        })
+    }
+
     fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Disconnected> {
         let own = Buffer { operation: Operation::Gather, address: own.as_ptr() as usize, length: own.len() };
         self.table.meet(self.rank, own, |buffers| {
@@ -330,16 +406,27 @@ mod tests {
                 let mut numbers = vec![rank as f32; 7];
                 collective.broadcast(round % 5, &mut numbers)?;
                 let bytes = collective.gather(&vec![rank as u8; rank])?;
-                heard.push((counts, numbers, bytes));
+                // Of one part a byte more in every round; behind each lies a byte that stays as it was.
+                let parts: Vec<_> = (0..5).map(|at| at * 4..at * 4 + (round + at) % 4).collect();
+                let mut exchanged = [u8::MAX; 20];
+                exchanged[parts[rank].clone()].fill(rank as u8);
+                collective.exchange(&mut exchanged, &parts)?;
+                let before = collective.sum_before(rank as u64 + 1)?;
+                assert_eq!(before, (1..=rank as u64).sum::<u64>());
+                heard.push((counts, numbers, bytes, exchanged));
             }
             Ok::<_, Disconnected>(heard)
         });
         let results = results.unwrap();
         for heard in &results {
-            for (round, (counts, numbers, bytes)) in heard.iter().enumerate() {
+            for (round, (counts, numbers, bytes, exchanged)) in heard.iter().enumerate() {
                 assert_eq!(*counts, [10, 5, 5 * round as u64]);
                 assert_eq!(*numbers, [(round % 5) as f32; 7]);
                 assert_eq!(*bytes, (0..5).map(|rank| vec![rank as u8; rank]).collect::<Vec<_>>());
+                for (at, &byte) in exchanged.iter().enumerate() {
+                    let (rank, within) = (at / 4, at % 4);
+                    assert_eq!(byte, if within < (round + rank) % 4 { rank as u8 } else { u8::MAX });
+                }
             }
         }
         assert_eq!(results.len(), 5);
@@ -365,6 +452,20 @@ mod tests {
         panics(|c| if c.rank() == 0 { c.gather(&[1]).map(drop) } else { c.sum_u64(&mut [1]) });
         panics(|c| c.broadcast(c.rank() / 2, &mut [1.0]));
         panics(|c| c.sum_f32(&mut vec![1.0; 1 + c.rank() / 2]));
+        panics(|c| c.exchange(&mut [0; 9], &[0..3, 3..5 + c.rank() / 2, 7..9]));
+        panics(|c| c.exchange(&mut vec![0; 9 + c.rank() / 2], &[0..3, 3..6, 6..9]));
+    }
+
+    #[test]
+    fn parts_are_one_for_each_shard_in_their_order() {
+        assert_parts(&[0..2, 2..2, 3..7], 3, 7);
+        let backwards = Range { start: 2, end: 1 };
+        for parts in
+            [&[0..2, 2..7][..], &[0..2, 1..3, 3..4], &[0..1, 3..4, 2..2], &[0..1, 2..3, 3..8], &[0..0, backwards, 3..4]]
+        {
+            let outcome = std::panic::catch_unwind(|| assert_parts(parts, 3, 7));
+            assert!(outcome.is_err(), "{parts:?}");
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ mod triangle;
 mod weight;
 
 pub use baselines::{magnitude, wanda};
-pub use collective::{Collective, Disconnected, Solo, run_shards, share};
+pub use collective::{Collective, Disconnected, Host, Memory, Solo, assert_parts, run_shards, share};
 pub use error::Error;
 pub use factor::{Factor, RAISES};
 pub use hessian::{ColumnNorms, Hessian};

@@ -44,12 +44,7 @@ pub(crate) fn drop_smallest(
     }
     let threshold = prefix;
     let own = keys.par_iter().filter(|&&key| key == threshold).count();
-    let mut before = 0;
-    for (rank, bytes) in collective.gather(&(own as u64).to_le_bytes())?.into_iter().enumerate() {
-        if rank < collective.rank() {
-            before += bytes.try_into().map_or(0, u64::from_le_bytes);
-        }
-    }
+    let before = collective.sum_before(own as u64)?;
     let ties = left.saturating_sub(before).min(own as u64) as usize;
     let all = ties == own;
     keep.par_iter_mut().zip(keys).with_min_len(1 << 12).for_each(|(keep, &key)| {

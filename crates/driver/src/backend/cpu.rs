@@ -149,18 +149,18 @@ impl Backend for CpuShard<'_> {
         Some(Factored { damping: factor.damping(), raises: factor.raises(), dead })
     }
 
-    fn prune(
+    fn prune<'b>(
         &self,
-        block: &mut Block<'_>,
+        block: &'b mut Block<'_>,
         layer: &LayerTask<'_>,
         prepared: &Prepared,
         solver: &Solver,
-    ) -> anyhow::Result<Pruned> {
-        let LayerTask { stored, own, columns, .. } = layer;
+    ) -> anyhow::Result<Pruned<'b>> {
+        let &LayerTask { ref stored, ref own, rows, columns, .. } = layer;
         let mut weight = match stored.values()? {
-            Values::F32(values) => own_rows(values, own, *columns),
-            Values::F16(values) => own_rows(values, own, *columns),
-            Values::Bf16(values) => own_rows(values, own, *columns),
+            Values::F32(values) => own_rows(values, own, columns),
+            Values::F16(values) => own_rows(values, own, columns),
+            Values::Bf16(values) => own_rows(values, own, columns),
         };
         if let Some((row, column)) = weight.not_finite() {
             let (tensor, value) = (stored.name, "NaN or infinity");
@@ -188,8 +188,15 @@ impl Backend for CpuShard<'_> {
         let bytes = narrow(&turned, &stored.dtype).with_context(|| layer_name(stored.name).to_owned())?;
         drop(turned);
         memory::give_back();
-        let whole = self.collective.gather(&bytes)?.concat();
-        *block.weight_mut(stored.name) = model::Weight::from_bytes(&whole, stored.dtype)?;
+        // The whole layer, into which shards put their rows, is what the block gets: it lies in memory once.
+        let whole = block.weight_mut(stored.name);
+        *whole = model::Weight::zeros(rows * columns, stored.dtype)?;
+        let size = columns * stored.dtype.size();
+        let parts: Vec<_> = layer.parts.iter().map(|rows| rows.start * size..rows.end * size).collect();
+        let whole = whole.bytes_mut();
+        whole[own.start * size..own.end * size].copy_from_slice(&bytes);
+        drop(bytes);
+        self.collective.exchange(whole, &parts)?;
         Ok(Pruned { obs_loss, whole: layer.writes.then_some(Whole::Here(whole)) })
     }
 

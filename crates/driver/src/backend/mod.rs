@@ -147,13 +147,13 @@ pub trait Backend {
     ///
     /// # Errors
     /// If a weight is not finite, there is no room, or another shard ended early.
-    fn prune(
+    fn prune<'b>(
         &self,
-        block: &mut Block<'_, Self::Forward>,
+        block: &'b mut Block<'_, Self::Forward>,
         layer: &LayerTask<'_>,
         prepared: &Self::Prepared,
         solver: &Solver,
-    ) -> anyhow::Result<Pruned>;
+    ) -> anyhow::Result<Pruned<'b>>;
 
     /// Tokens that pass through a stage together, unless one sequence is longer.
     fn chunk_tokens(&self, stage: usize) -> usize;
@@ -214,17 +214,17 @@ pub struct Factored {
 }
 
 /// A pruned layer.
-pub struct Pruned {
+pub struct Pruned<'b> {
     /// Σ e²/2 over this shard's rows.
     pub obs_loss: Option<f64>,
     /// The layer as the checkpoint stores it, where this shard writes it.
-    pub whole: Option<Whole>,
+    pub whole: Option<Whole<'b>>,
 }
 
 /// A layer's bytes: here, or on their way.
-pub enum Whole {
-    /// Here.
-    Here(Vec<u8>),
+pub enum Whole<'b> {
+    /// Here, in the block.
+    Here(&'b [u8]),
     /// To be waited for, by a thread that writes while others compute.
     Coming(Box<dyn FnOnce() -> anyhow::Result<Vec<u8>> + Send>),
 }

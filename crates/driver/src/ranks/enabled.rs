@@ -4,7 +4,8 @@
 //! shards of its rank, after every one of them has come to the same call. So no shard can leave while the others are
 //! under way, and a rank that fails does so between two calls.
 
-use std::ops::AddAssign;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::{AddAssign, Range};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,7 @@ use mpi::collective::SystemOperation;
 use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Equivalence, Root, Source};
-use prune::{Collective, Disconnected, Solo};
+use prune::{Collective, Disconnected, Solo, assert_parts};
 
 /// Bytes of a sum that pass from rank to rank at a time: enough to hide the latency, and few enough for all ranks to be
 /// at work soon.
@@ -132,8 +133,9 @@ const SUM_F32: u64 = 2;
 const SUM_F64: u64 = 3;
 const SUM_U64: u64 = 4;
 const GATHER: u64 = 5;
+const EXCHANGE: u64 = 6;
 /// With the root added.
-const BROADCAST: u64 = 6;
+const BROADCAST: u64 = 7;
 
 /// How the job failed.
 #[derive(Debug)]
@@ -366,6 +368,23 @@ impl Collective for Shard<'_> {
             self.world.broadcast(root_rank, values);
         }
         if self.world.rank == root_rank { Ok(()) } else { self.threads.broadcast(0, values) }
+    }
+
+    fn exchange(&self, values: &mut [u8], parts: &[Range<usize>]) -> Result<(), Disconnected> {
+        let (length, local) = (values.len(), self.threads.size());
+        assert_parts(parts, self.size(), length);
+        let mut hash = DefaultHasher::new();
+        (length, parts).hash(&mut hash);
+        self.begin([EXCHANGE, hash.finish()])?;
+        self.threads.exchange(values, &parts[self.world.rank * local..][..local])?;
+        if self.leads() {
+            for (number, part) in parts.iter().enumerate() {
+                self.world.broadcast(number / local, &mut values[part.clone()]);
+            }
+        }
+        // All of it is the leader's part.
+        let whole: Vec<_> = (0..local).map(|thread| if thread == 0 { 0..length } else { length..length }).collect();
+        self.threads.exchange(values, &whole)
     }
 
     fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Disconnected> {

@@ -1,5 +1,6 @@
 //! A Hessian with given entries: the sum over shards of which the others contribute the rest.
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use prune::{Collective, Disconnected, Hessian};
@@ -39,6 +40,10 @@ impl Collective for Others {
     }
 
     fn broadcast(&self, _: usize, _: &mut [f32]) -> Result<(), Disconnected> {
+        Err(Disconnected)
+    }
+
+    fn exchange(&self, _: &mut [u8], _: &[Range<usize>]) -> Result<(), Disconnected> {
         Err(Disconnected)
     }
 
