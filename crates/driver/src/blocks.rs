@@ -33,9 +33,6 @@ use crate::progress::Task;
 use crate::report::{Clock, LayerReport, Phase};
 use crate::results::Results;
 
-/// What the work on a layer counts as among passes over tokens, for progress.
-const LAYER_TOKENS: usize = 2048;
-
 /// What is pruned, and how: the same for all shards.
 pub struct Job<'a> {
     /// The dense model.
@@ -192,11 +189,16 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
             let in_stage = |number: usize| {
                 let Passes { gathers, absorbs } = self.passes(block, &stages, number);
                 let passes = usize::from(gathers) + usize::from(absorbs);
-                passes * self.tokens + self.chosen(block, &stages[number]).count() * LAYER_TOKENS
+                passes * self.tokens + self.chosen(block, &stages[number]).count() * self.layer_steps()
             };
             (0..stages.len()).map(in_stage).sum::<usize>()
         };
         (0..self.job.blocks).map(in_block).sum()
+    }
+
+    /// What the work on a layer counts as: a pass of all tokens.
+    fn layer_steps(&self) -> usize {
+        self.tokens.max(1)
     }
 
     /// Says that so many tokens passed.
@@ -288,7 +290,7 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
             let prepared = self.prepare(statistics, &block.stages()[number])?;
             for layer in chosen {
                 self.prune_layer(block, STAGES[number], layer, &prepared)?;
-                self.step(LAYER_TOKENS);
+                self.step(self.layer_steps());
             }
         }
         if passes.absorbs { self.absorb(block, number, kept) } else { Ok(()) }
