@@ -1,0 +1,36 @@
+//! What can go wrong on a device, with the evidence.
+
+/// Why a model was not run on a GPU.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The driver, a kernel or its arguments.
+    #[error(transparent)]
+    Device(#[from] prune_cuda::Error),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    /// The machine has a driver but no cuBLAS.
+    #[error(
+        "the library libcublas.so is not found, which multiplies the matrices of a model: install cuBLAS, which is part of the \
+         CUDA Toolkit (of Python's packages, nvidia-cublas-cu12 has it too), and name its folder in LD_LIBRARY_PATH"
+    )]
+    NoCublas,
+    /// cuBLAS refused something.
+    #[error("cuBLAS reports {status} for {what}")]
+    Cublas {
+        /// As in its header, such as `CUBLAS_STATUS_ALLOC_FAILED`.
+        status: String,
+        /// What it was asked for.
+        what: String,
+    },
+}
+
+/// That an argument has the wrong shape, as the kernels say it.
+pub(crate) fn shape(what: &'static str, found: impl ToString, expected: impl ToString) -> Error {
+    prune_cuda::Error::Shape { what, found: found.to_string(), expected: expected.to_string() }.into()
+}
+
+/// What the driver says of a copy.
+pub(crate) fn driver(error: cudarc::driver::DriverError) -> Error {
+    prune_cuda::Error::from(error).into()
+}

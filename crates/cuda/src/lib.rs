@@ -1,0 +1,18 @@
+//! The CUDA backend: the kernels of `prune-cuda` and the libraries of CUDA behind the traits that the processor implements too.
+//!
+//! A [`Gpu`] is a [`model::Forward`]: models run on it as they do on [`model::Cpu`]. Everything is enqueued on the stream of its
+//! device. Without the feature `cuda` there is nothing here, and nothing of CUDA is needed to build it.
+
+#![cfg(feature = "cuda")]
+
+mod buffers;
+mod element;
+mod error;
+mod forward;
+mod gpu;
+mod products;
+
+pub use buffers::{Inputs, Outputs, Rows, Stream, Vector, View, Weight};
+pub use element::Element;
+pub use error::Error;
+pub use gpu::Gpu;
