@@ -3,22 +3,58 @@
 use std::fmt::Debug;
 
 use half::{bf16, f16};
-use prune_cuda::{Input, Number};
+use cudarc::driver::{CudaSlice, ValidAsZeroBits};
+use prune_cuda::{Activation, Device, Error, Input, MatrixMut, MatrixRef, Number};
 
 /// What linear layers read, and how their weights lie on the device: f16, bf16, or f32 for checkpoints that hold f32.
 ///
 /// Attention multiplies 16-bit numbers on tensor cores: those of the same type, and f16 where this is f32.
-pub trait Element: Input + Number + linalg::Element + Default + Debug + sealed::Kernels {}
+pub trait Element: Input + Number + linalg::Element + ValidAsZeroBits + Default + Debug + sealed::Kernels {
+    /// Y ← X in f32, both [rows, columns].
+    ///
+    /// # Errors
+    /// If shapes differ, or what the driver says.
+    fn widen_on(device: &Device, from: &MatrixRef<'_, Self>, to: &mut MatrixMut<'_, f32>) -> Result<(), Error>;
 
-impl Element for f16 {}
-impl Element for bf16 {}
-impl Element for f32 {}
+    /// [`prune_cuda::convert`] from f32: what is returned holds the number of the first element that is not finite, or
+    /// `u64::MAX`.
+    ///
+    /// # Errors
+    /// As [`Element::widen_on`].
+    fn narrow_on(
+        device: &Device,
+        from: &MatrixRef<'_, f32>,
+        to: &mut MatrixMut<'_, Self>,
+    ) -> Result<CudaSlice<u64>, Error>;
+}
+
+macro_rules! element {
+    ($type:ty) => {
+        impl Element for $type {
+            fn widen_on(device: &Device, from: &MatrixRef<'_, Self>, to: &mut MatrixMut<'_, f32>) -> Result<(), Error> {
+                prune_cuda::activate(device, Activation::Identity, (from, None), None, to)
+            }
+
+            fn narrow_on(
+                device: &Device,
+                from: &MatrixRef<'_, f32>,
+                to: &mut MatrixMut<'_, Self>,
+            ) -> Result<CudaSlice<u64>, Error> {
+                prune_cuda::convert(device, from, to)
+            }
+        }
+    };
+}
+
+element!(f16);
+element!(bf16);
+element!(f32);
 
 pub(crate) mod sealed {
     use super::*;
     use cudarc::cublas::sys::cudaDataType;
-    use cudarc::driver::{CudaSlice, CudaView};
-    use prune_cuda::{Activation, Device, Error, MatrixMut, MatrixRef, Norm, Stored};
+    use cudarc::driver::CudaView;
+    use prune_cuda::{Norm, Stored};
 
     /// f32 [tokens, columns], and what is to be added to its columns.
     pub(crate) type Biased<'a> = (&'a MatrixRef<'a, f32>, Option<&'a CudaView<'a, f32>>);

@@ -15,6 +15,16 @@ pub enum Error {
          CUDA Toolkit (of Python's packages, nvidia-cublas-cu12 has it too), and name its folder in LD_LIBRARY_PATH"
     )]
     NoCublas,
+    /// There is no room for activations in a file.
+    #[error("cannot make a file of {bytes} bytes for activations in {}", .folder.display())]
+    File {
+        /// Where it was to be.
+        folder: std::path::PathBuf,
+        /// How large.
+        bytes: u64,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
     /// cuBLAS refused something.
     #[error("cuBLAS reports {status} for {what}")]
     Cublas {
@@ -23,6 +33,14 @@ pub enum Error {
         /// What it was asked for.
         what: String,
     },
+}
+
+impl Error {
+    /// Whether a device had not enough memory.
+    pub fn lacks_room(&self) -> bool {
+        matches!(self, Self::Device(prune_cuda::Error::OutOfMemory { .. }))
+            || matches!(self, Self::Cublas { status, .. } if status == "CUBLAS_STATUS_ALLOC_FAILED")
+    }
 }
 
 /// That an argument has the wrong shape, as the kernels say it.

@@ -11,8 +11,10 @@ mod error;
 mod forward;
 mod gpu;
 mod products;
+mod store;
 
 pub use buffers::{Inputs, Outputs, Rows, Stream, Vector, View, Weight};
 pub use element::Element;
 pub use error::Error;
 pub use gpu::Gpu;
+pub use store::{Place, Store};

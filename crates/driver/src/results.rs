@@ -7,7 +7,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use checkpoint::{Tensor, Writer};
 
-use crate::backend::{Whole, layer_name};
+use crate::backend::{self, Whole, layer_name};
 use crate::report::LayerReport;
 
 /// Layers that may wait while one is written: more would be held in memory.
@@ -17,7 +17,7 @@ const WAITING: usize = 1;
 struct Coming {
     tensor: String,
     element: usize,
-    bytes: Box<dyn FnOnce() -> anyhow::Result<Vec<u8>> + Send>,
+    bytes: backend::Coming,
 }
 
 /// How many zeros each layer has, by its name.
@@ -85,9 +85,11 @@ impl<'scope> Results<'scope> {
 fn write_all(output: &Writer, coming: &Receiver<Coming>) -> anyhow::Result<Zeros> {
     let mut zeros = Zeros::new();
     for Coming { tensor, element, bytes } in coming {
-        let bytes = bytes()?;
-        output.write_tensor(&tensor, &bytes)?;
-        zeros.insert(layer_name(&tensor).to_owned(), count_zeros(&bytes, element));
+        bytes(&mut |bytes| {
+            output.write_tensor(&tensor, bytes)?;
+            zeros.insert(layer_name(&tensor).to_owned(), count_zeros(bytes, element));
+            Ok(())
+        })?;
     }
     Ok(zeros)
 }

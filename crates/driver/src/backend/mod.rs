@@ -2,6 +2,8 @@
 //! which order things happen, once for all backends.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 
 use std::ops::Range;
 
@@ -226,8 +228,11 @@ pub enum Whole<'b> {
     /// Here, in the block.
     Here(&'b [u8]),
     /// To be waited for, by a thread that writes while others compute.
-    Coming(Box<dyn FnOnce() -> anyhow::Result<Vec<u8>> + Send>),
+    Coming(Coming),
 }
+
+/// Waits for bytes and hands them to whoever writes them.
+pub type Coming = Box<dyn FnOnce(&mut dyn FnMut(&[u8]) -> anyhow::Result<()>) -> anyhow::Result<()> + Send>;
 
 /// How a stage is called in messages: by its layers.
 pub fn stage_name(stage: &Stage) -> String {
