@@ -118,6 +118,13 @@ pub struct PruneArgs {
     #[arg(long, value_name = "FILE.json", help_heading = "Output")]
     pub report: Option<PathBuf>,
 
+    /// Where to work: auto, cpu, cuda, cuda:NUMBER or emulated; auto takes a GPU where there is one
+    ///
+    /// GPUs need a program built with the feature `cuda`, the emulated one a program built with the feature `emulator`. A GPU
+    /// works alone so far: --shards 1.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", hide_default_value = true, help_heading = "Running")]
+    pub device: String,
+
     /// How much to say.
     #[command(flatten)]
     pub verbosity: Verbosity,
@@ -294,6 +301,12 @@ pub struct EvaluateArgs {
     /// Threads [default: as many as the machine has]
     #[arg(short, long, value_name = "COUNT", allow_negative_numbers = true)]
     pub threads: Option<i64>,
+
+    /// Where to work: auto, cpu, cuda, cuda:NUMBER or emulated; auto takes a GPU where there is one
+    ///
+    /// GPUs need a program built with the feature `cuda`, the emulated one a program built with the feature `emulator`.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", hide_default_value = true)]
+    pub device: String,
 
     /// How much to say.
     #[command(flatten)]

@@ -2,10 +2,11 @@
 
 use anyhow::Context;
 use checkpoint::Checkpoint;
+use model::Model;
 use model::calibration::{Sequences, TextTokenizer};
-use model::{Cpu, Model};
 use prune::{Collective, Method, share};
 
+use crate::device::Device;
 use crate::inputs;
 use crate::progress::Progress;
 use crate::report::Perplexity;
@@ -19,6 +20,7 @@ use crate::settings::Evaluation;
 pub fn evaluate(
     evaluation: &Evaluation,
     checkpoint: &Checkpoint,
+    device: &Device,
     progress: &Progress,
     ranks: &dyn Collective,
 ) -> anyhow::Result<Perplexity> {
@@ -30,7 +32,7 @@ pub fn evaluate(
     };
     let read = (ranks.rank() == 0).then(|| inputs::encoding(read)).transpose()?;
     let windows = inputs::sequences_of_first(ranks, length, read)?;
-    measure(&model, None, &windows, progress, ranks)
+    measure(&model, None, &windows, device, progress, ranks)
 }
 
 /// Measures the perplexity of a model, each rank on its share of the windows; `method` is what pruned it, if anything.
@@ -41,6 +43,7 @@ pub fn measure(
     model: &Model<'_>,
     method: Option<Method>,
     windows: &Sequences,
+    device: &Device,
     progress: &Progress,
     ranks: &dyn Collective,
 ) -> anyhow::Result<Perplexity> {
@@ -52,9 +55,9 @@ pub fn measure(
     let mut sums = [0.0; 2];
     if !own.is_empty() || count == 0 {
         let tokens = &windows.tokens[own.start * length..own.end * length];
-        let result =
-            model::evaluate(&Cpu::default(), model, tokens, length, |done, all| task.reach(done as u64, all as u64))
-                .with_context(|| format!("cannot evaluate {}", model.checkpoint().folder().display()))?;
+        let result = device
+            .evaluate(model, tokens, length, |done, all| task.reach(done as u64, all as u64))
+            .with_context(|| format!("cannot evaluate {}", model.checkpoint().folder().display()))?;
         if ranks.size() == 1 {
             return Ok(Perplexity { method, perplexity: result.perplexity, windows: count, window_length: length });
         }

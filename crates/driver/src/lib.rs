@@ -16,6 +16,7 @@ pub mod activations;
 pub mod ahead;
 pub mod backend;
 pub mod blocks;
+pub mod device;
 pub mod evaluate;
 pub mod interrupt;
 pub mod pipeline;

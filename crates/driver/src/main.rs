@@ -10,6 +10,7 @@ use anyhow::Context;
 use checkpoint::Checkpoint;
 use clap::Parser;
 use driver::cli::{Cli, Command, EvaluateArgs, InspectArgs, PlanArgs, PruneArgs, Verbosity};
+use driver::device::{Choice, Device};
 use driver::forecast::Forecast;
 use driver::forecast::request::Request;
 use driver::inspect::Inspection;
@@ -53,6 +54,7 @@ fn prune(args: &PruneArgs, ranks: &Ranks) -> anyhow::Result<()> {
     let settings = Settings::resolve(args)?;
     let first = ranks.collective().rank() == 0;
     let progress = start(args.verbosity, settings.threads, ranks)?;
+    let choice = Choice::parse(&args.device)?;
     let checkpoint = Checkpoint::open(&settings.model)?;
     let plan = Plan::new(settings, &checkpoint, ranks.collective().size())?;
     if args.dry_run {
@@ -61,8 +63,9 @@ fn prune(args: &PruneArgs, ranks: &Ranks) -> anyhow::Result<()> {
     if let Some(path) = plan.settings.report.as_ref().filter(|_| first) {
         report::check_path(path, &plan.settings, args.config.as_deref())?;
     }
+    let device = Device::open(choice, Some((&plan.settings, plan.ranks)))?;
     interrupt::listen()?;
-    let Some(report) = pipeline::prune(&plan, &checkpoint, &progress, ranks)? else { return Ok(()) };
+    let Some(report) = pipeline::prune(&plan, &checkpoint, &device, &progress, ranks)? else { return Ok(()) };
     if let Some(path) = &plan.settings.report {
         interrupt::undivided(|| report.write(path))?;
     }
@@ -70,12 +73,13 @@ fn prune(args: &PruneArgs, ranks: &Ranks) -> anyhow::Result<()> {
 }
 
 fn evaluate_texts(args: EvaluateArgs, ranks: &Ranks) -> anyhow::Result<()> {
-    let verbosity = args.verbosity;
+    let (verbosity, choice) = (args.verbosity, Choice::parse(&args.device)?);
     let evaluation = Evaluation::resolve(args)?;
     let progress = start(verbosity, evaluation.threads, ranks)?;
     let checkpoint = Checkpoint::open(&evaluation.model)?;
     let collective = ranks.collective();
-    let perplexity = evaluate::evaluate(&evaluation, &checkpoint, &progress, &collective)?;
+    let perplexity =
+        evaluate::evaluate(&evaluation, &checkpoint, &Device::open(choice, None)?, &progress, &collective)?;
     if collective.rank() > 0 {
         return Ok(());
     }

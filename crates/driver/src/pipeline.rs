@@ -8,8 +8,9 @@ use checkpoint::Checkpoint;
 use model::Model;
 use prune::{Collective, Method, share};
 
-use crate::backend::{CpuShard, Solver};
-use crate::blocks::{Job, prune_blocks};
+use crate::backend::Solver;
+use crate::blocks::Job;
+use crate::device::Device;
 use crate::evaluate::measure;
 use crate::inputs::Inputs;
 use crate::interrupt;
@@ -33,6 +34,7 @@ pub const REPORT_NAME: &str = "pruning.json";
 pub fn prune(
     plan: &Plan,
     checkpoint: &Checkpoint,
+    device: &Device,
     progress: &Progress,
     ranks: &Ranks,
 ) -> anyhow::Result<Option<Report>> {
@@ -40,7 +42,10 @@ pub fn prune(
     let clock = Mutex::new(Clock::start());
     let model = Model::open(checkpoint)?;
     let stored = settings.to_toml(plan.sequence_length)?;
-    check_memory(plan, ranks.on_this_machine())?;
+    // What a GPU lacks room for is moved out of it.
+    if device.is_processor() {
+        check_memory(plan, ranks.on_this_machine())?;
+    }
     check_replaced(&settings.output, settings.overwrite)?;
     check_finite(&model, &ranks.collective())?;
     if let Some(warning) = idle_shards(plan) {
@@ -50,7 +55,7 @@ pub fn prune(
     // Made first, so that an output that cannot be is refused before the work.
     let (staged, run) = place.stage(|staged| {
         let inputs = time(&clock, Phase::Embed, || Inputs::read(plan, &ranks.collective()))?;
-        let run = Run { plan, model: &model, inputs: &inputs, progress, clock: &clock, ranks };
+        let run = Run { plan, device, model: &model, inputs: &inputs, progress, clock: &clock, ranks };
         let mut perplexities = Vec::new();
         perplexities.extend(run.evaluate(&settings.model, None)?);
         for method in [Method::Magnitude, Method::Wanda] {
@@ -159,6 +164,7 @@ fn raised_dampings(layers: &[LayerReport]) -> Vec<String> {
 /// What the parts of a run share.
 struct Run<'a> {
     plan: &'a Plan,
+    device: &'a Device,
     model: &'a Model<'a>,
     inputs: &'a Inputs,
     progress: &'a Progress,
@@ -192,9 +198,8 @@ impl Run<'_> {
             output: staged.writer(),
             task: &task,
         };
-        let mut reports = self.ranks.run_shards(local_shards, |collective| {
-            prune_blocks(&job, CpuShard::new(collective, job.activations), collective, self.clock)
-        })?;
+        let mut reports =
+            self.ranks.run_shards(local_shards, |collective| self.device.prune_blocks(&job, collective, self.clock))?;
         drop(task);
         time(self.clock, Phase::Write, || staged.complete(self.ranks))?;
         Ok((reports.swap_remove(0), self.evaluate(staged.folder(), Some(method))?))
@@ -205,7 +210,7 @@ impl Run<'_> {
         let Some(windows) = &self.inputs.evaluation else { return Ok(None) };
         let measured = time(self.clock, Phase::Evaluate, || {
             let checkpoint = Checkpoint::open(folder)?;
-            measure(&Model::open(&checkpoint)?, method, windows, self.progress, &self.ranks.collective())
+            measure(&Model::open(&checkpoint)?, method, windows, self.device, self.progress, &self.ranks.collective())
         });
         measured.map(Some)
     }

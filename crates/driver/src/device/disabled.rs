@@ -1,0 +1,68 @@
+//! Without CUDA there is the processor.
+
+use std::sync::Mutex;
+
+use model::{Cpu, Evaluation, Model};
+use prune::Collective;
+
+use crate::backend::CpuShard;
+use crate::blocks::{Job, prune_blocks};
+use crate::device::Choice;
+use crate::report::{Clock, LayerReport};
+use crate::settings::{Settings, SettingsError};
+
+/// See [`crate::device`].
+#[derive(Clone, Debug)]
+pub struct Device;
+
+impl Device {
+    /// Opens what was asked for.
+    ///
+    /// # Errors
+    /// If that is a GPU.
+    pub fn open(choice: Choice, _job: Option<(&Settings, usize)>) -> anyhow::Result<Self> {
+        match choice {
+            Choice::Auto | Choice::Cpu => Ok(Self),
+            Choice::Cuda(_) => Err(SettingsError::Inconsistent(
+                "--device cuda: this program is built without GPUs; build it with --features cuda",
+            )
+            .into()),
+            Choice::Emulated => Err(SettingsError::Inconsistent(
+                "--device emulated: this program is built without the emulated GPU; build it with --features emulator",
+            )
+            .into()),
+        }
+    }
+
+    /// Whether it is the processor.
+    pub fn is_processor(&self) -> bool {
+        true
+    }
+
+    /// [`prune_blocks`] on this device.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn prune_blocks(
+        &self,
+        job: &Job<'_>,
+        collective: &dyn Collective,
+        clock: &Mutex<Clock>,
+    ) -> anyhow::Result<Vec<LayerReport>> {
+        prune_blocks(job, CpuShard::new(collective, job.activations), collective, clock)
+    }
+
+    /// [`model::evaluate`] on this device.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn evaluate(
+        &self,
+        model: &Model<'_>,
+        tokens: &[u32],
+        length: usize,
+        progress: impl FnMut(usize, usize),
+    ) -> anyhow::Result<Evaluation> {
+        Ok(model::evaluate(&Cpu::default(), model, tokens, length, progress)?)
+    }
+}
