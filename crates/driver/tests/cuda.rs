@@ -60,8 +60,9 @@ fn an_emulated_gpu_prunes_as_the_processor_does() {
     let text = demo_text("calibration.txt");
     let evaluation = std::fs::read(demo_text("evaluation.txt")).expect("the text");
     place.write("short.txt", &evaluation[..6000]);
-    let cases: [&[&str]; 5] = [
+    let cases: [&[&str]; 6] = [
         &[],
+        &["--pattern", "2:4"],
         &["--pattern", "2:4", "--bits", "4"],
         &["--sparsity", "0.7", "--panel-width", "64", "--activations", "f32"],
         &["--method", "wanda"],
@@ -86,14 +87,24 @@ fn an_emulated_gpu_prunes_as_the_processor_does() {
             for key in ["name", "stage", "dead_columns", "retries", "damping"] {
                 assert_eq!(cpu[key], gpu[key], "{more:?}: {name}, {key}");
             }
-            // Weights that a grid has its zero for are zeros as well, and as many only where the weights are the same.
-            if !more.contains(&"--bits") {
-                assert_eq!(cpu["zeros"], gpu["zeros"], "{more:?}: {name}");
+            // Weights that a grid rounds to zero are zeros as well, and lie all around its ties.
+            if more.contains(&"--bits") {
+                continue;
             }
-            let [cpu, gpu] = files.each_ref().map(|file| weights(file, name));
-            let differing = cpu.iter().zip(&gpu).filter(|(cpu, gpu)| (**cpu == [0, 0]) != (**gpu == [0, 0])).count();
-            let share = differing as f64 / cpu.len() as f64;
-            assert!(share <= NEAR_TIES, "{more:?}: {share} of the mask of {name} differs");
+            assert_eq!(cpu["zeros"], gpu["zeros"], "{more:?}: {name}");
+            // A choice among near-ties costs what the other would, to first order; but each layer sees the choices before it.
+            let blocks = cpu["block"].as_f64().expect("a number") + 1.0;
+            if let (Some(cpu), Some(gpu)) = (cpu["obs_loss"].as_f64(), gpu["obs_loss"].as_f64()) {
+                assert!((cpu / gpu - 1.0).abs() < blocks * 0.05, "{more:?}: {name} loses {cpu} and {gpu}");
+            }
+            // The layers whose inputs are those of the dense model on both sides.
+            if cpu["block"] == 0 && cpu["stage"] == "q, k, v" {
+                let [cpu, gpu] = files.each_ref().map(|file| weights(file, name));
+                let differing =
+                    cpu.iter().zip(&gpu).filter(|(cpu, gpu)| (**cpu == [0, 0]) != (**gpu == [0, 0])).count();
+                let share = differing as f64 / cpu.len() as f64;
+                assert!(share <= NEAR_TIES, "{more:?}: {share} of the mask of {name} differs");
+            }
         }
     }
 }
