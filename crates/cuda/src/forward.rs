@@ -16,9 +16,6 @@ use crate::error::{driver, shape};
 use crate::gpu::Tables;
 use crate::{Element, Error, Gpu, Outputs, Rows, Stream, Vector, View, Weight};
 
-/// Logits held at a time: 64 MiB.
-const LOGITS: usize = (64 << 20) / size_of::<f32>();
-
 impl<T: Element> Forward for Gpu<T> {
     type Stream = Stream;
     type Inputs = Rows<T>;
@@ -160,7 +157,24 @@ impl<T: Element> Forward for Gpu<T> {
         inputs: View<'_, T>,
         targets: &[Option<u32>],
     ) -> Result<Vec<f64>, Error> {
-        self.losses_by_parts(head, inputs, targets, LOGITS)
+        let (tokens, vocabulary, width) = (targets.len(), head.weight.rows(), head.weight.columns());
+        if (inputs.tokens(), inputs.columns()) != (tokens, width) {
+            let found = format!("[{}, {}]", inputs.tokens(), inputs.columns());
+            return Err(shape("inputs of the head", found, format!("[{tokens}, {width}]")));
+        }
+        let part = (self.logits() / tokens.max(1)).clamp(1, vocabulary.max(1));
+        let mut losses = Losses::new(self.device(), targets)?;
+        let mut logits = self.rows::<f32>(tokens, part)?;
+        for first in (0..vocabulary).step_by(part) {
+            let last = vocabulary.min(first + part);
+            let weight = head.weight.values().slice(first * width..last * width);
+            let mut of_part = logits.values_mut().slice_mut(..tokens * (last - first));
+            self.cublas().multiply(&weight, &inputs.elements(), [tokens, last - first, width], 0.0, &mut of_part)?;
+            losses.add(self.device(), &MatrixRef::new(of_part.as_view(), tokens, last - first)?, first)?;
+        }
+        let mut losses = self.device().download(&losses.finish(self.device())?)?;
+        losses.truncate(tokens);
+        Ok(losses)
     }
 }
 
@@ -257,34 +271,6 @@ impl<T: Element> Gpu<T> {
             prune_cuda::rotate_in_place(self.device(), &mut products.matrix_mut()?, &rotary)?;
         }
         self.round(&products, None)
-    }
-
-    /// [`Forward::losses`] with no more than `held` logits at a time.
-    fn losses_by_parts(
-        &self,
-        head: &LoadedLayer<'_, Self>,
-        inputs: View<'_, T>,
-        targets: &[Option<u32>],
-        held: usize,
-    ) -> Result<Vec<f64>, Error> {
-        let (tokens, vocabulary, width) = (targets.len(), head.weight.rows(), head.weight.columns());
-        if (inputs.tokens(), inputs.columns()) != (tokens, width) {
-            let found = format!("[{}, {}]", inputs.tokens(), inputs.columns());
-            return Err(shape("inputs of the head", found, format!("[{tokens}, {width}]")));
-        }
-        let part = (held / tokens.max(1)).clamp(1, vocabulary.max(1));
-        let mut losses = Losses::new(self.device(), targets)?;
-        let mut logits = self.rows::<f32>(tokens, part)?;
-        for first in (0..vocabulary).step_by(part) {
-            let last = vocabulary.min(first + part);
-            let weight = head.weight.values().slice(first * width..last * width);
-            let mut of_part = logits.values_mut().slice_mut(..tokens * (last - first));
-            self.cublas().multiply(&weight, &inputs.elements(), [tokens, last - first, width], 0.0, &mut of_part)?;
-            losses.add(self.device(), &MatrixRef::new(of_part.as_view(), tokens, last - first)?, first)?;
-        }
-        let mut losses = self.device().download(&losses.finish(self.device())?)?;
-        losses.truncate(tokens);
-        Ok(losses)
     }
 }
 

@@ -11,10 +11,15 @@ use prune_cuda::{Device, Number};
 use crate::products::Cublas;
 use crate::{Element, Error, Rows};
 
+/// Logits held at a time: 64 MiB.
+const LOGITS: usize = (64 << 20) / size_of::<f32>();
+
 /// A device on which models run, their linear layers reading `T`. Clones share the device's stream.
 #[derive(Debug)]
 pub struct Gpu<T: Element> {
     shared: Arc<Shared>,
+    /// As many as exist at a time.
+    logits: usize,
     element: PhantomData<T>,
 }
 
@@ -39,7 +44,7 @@ pub(crate) struct Tables {
 
 impl<T: Element> Clone for Gpu<T> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone(), element: PhantomData }
+        Self { shared: self.shared.clone(), logits: self.logits, element: PhantomData }
     }
 }
 
@@ -50,7 +55,19 @@ impl<T: Element> Gpu<T> {
     /// [`Error::NoCublas`], or what cuBLAS says.
     pub fn new(device: Device) -> Result<Self, Error> {
         let cublas = Cublas::open(&device)?;
-        Ok(Self { shared: Arc::new(Shared { device, cublas, last_rotation: Mutex::default() }), element: PhantomData })
+        let shared = Arc::new(Shared { device, cublas, last_rotation: Mutex::default() });
+        Ok(Self { shared, logits: LOGITS, element: PhantomData })
+    }
+
+    /// The same device, of whose memory no more than so many f32 logits take a part at a time, but one of each token. They are
+    /// 64 MiB unless told otherwise; the losses are the same up to rounding.
+    #[must_use]
+    pub fn holding_logits(&self, logits: usize) -> Self {
+        Self { logits, ..self.clone() }
+    }
+
+    pub(crate) fn logits(&self) -> usize {
+        self.logits
     }
 
     /// The device.
