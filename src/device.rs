@@ -1,7 +1,7 @@
 //! A GPU: its stream, its memory, and the kernels loaded on it.
 
-use crate::Error;
 use crate::module::{Entry, Source};
+use crate::{Error, Number};
 use cudarc::driver::sys::{CUfunction_attribute, CUresult};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
@@ -122,7 +122,15 @@ impl Device {
         self.allocated::<T>(length, self.stream.alloc_zeros(length))
     }
 
-    /// Memory for `length` elements with whatever was there before: for what a kernel writes before anything reads it.
+    /// Memory for `length` numbers with whatever was there before: for what a kernel writes before anything reads it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], or what the driver says.
+    pub fn uninitialized<T: Number>(&self, length: usize) -> Result<CudaSlice<T>, Error> {
+        self.scratch(length)
+    }
+
+    /// As [`Device::uninitialized`], of any elements.
     pub(crate) fn scratch<T: DeviceRepr>(&self, length: usize) -> Result<CudaSlice<T>, Error> {
         self.check_length::<T>(length)?;
         // SAFETY: kernels fill it before it is read; the emulated driver proves that of them.

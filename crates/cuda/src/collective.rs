@@ -17,9 +17,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The memory of a GPU.
 #[derive(Clone, Copy, Debug)]
-pub struct Gpu;
+pub struct DeviceMemory;
 
-impl Memory for Gpu {
+impl Memory for DeviceMemory {
     type Mut<'a, T: 'a> = CudaViewMut<'a, T>;
     type Error = Error;
 }
@@ -155,7 +155,7 @@ impl<'a> Nccl<'a> {
     }
 }
 
-impl Collective<Gpu> for Nccl<'_> {
+impl Collective<DeviceMemory> for Nccl<'_> {
     fn rank(&self) -> usize {
         self.host.rank()
     }
@@ -255,7 +255,7 @@ fn refused(call: &'static str, error: NcclError) -> Error {
 }
 
 /// What selections on devices ask of the other shards, by way of a collective.
-pub struct Shards<'a>(pub &'a dyn Collective<Gpu>);
+pub struct Shards<'a>(pub &'a dyn Collective<DeviceMemory>);
 
 impl prune_cuda::Shards for Shards<'_> {
     fn sum(&self, _: &Device, counts: &mut CudaViewMut<'_, u64>) -> Result<(), prune_cuda::Error> {

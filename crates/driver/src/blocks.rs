@@ -3,55 +3,42 @@
 //! ```text
 //! for each block, for each stage:
 //!   x ─▶ the stage's inputs ─▶ H (this shard's sequences)      H ─▶ summed over shards ─▶ factor
-//!   W (this shard's rows) ─▶ pruned ─▶ rounded ─▶ gathered from all shards ─▶ the block, the checkpoint
+//!   W (this shard's rows) ─▶ pruned ─▶ rounded ─▶ exchanged between all shards ─▶ the block, the checkpoint
 //!   x ─▶ x + the stage's output with the pruned weights        (after stages that end a half-block)
 //! ```
 //! x is the residual stream of this shard's sequences. Between the pass that fills H and the pass that updates x, the
 //! inputs of a stage are kept, as far as one more buffer of the size of x holds them; those of the other tokens are
 //! computed again. So a run holds two activation buffers, whatever the widths in a block.
+//!
+//! Where the arithmetic is done is a [`Backend`]'s business. Beside it, where it has a use for that, one thread loads the
+//! block after this one, and one writes the layers before.
 
-use crate::activations::Activations;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::thread::Scope;
+use std::time::Instant;
+
+use anyhow::Context;
+use checkpoint::{Dtype, Writer};
+use model::calibration::Sequences;
+use model::forward::Forward;
+use model::{Block, Layer, Model, Stage};
+use prune::{Collective, Method, share};
+
+use crate::ahead::Ahead;
 use crate::architecture::STAGES;
+use crate::backend::{Backend, FEED_FORWARD, LayerTask, Solver, layer_name, stage_name};
 use crate::memory;
 use crate::progress::Task;
 use crate::report::{Clock, LayerReport, Phase};
-use anyhow::{Context, bail};
-use checkpoint::{Dtype, Values, Writer, narrow};
-use linalg::{Element, MatrixRef};
-use model::calibration::Sequences;
-use model::{Block, Layer, Model, Stage};
-use prune::{
-    Collective, ColumnNorms, Factor, Hessian, Method, Pattern, Selection, Settings, Weight, effective_panel_width,
-    share,
-};
-use std::ops::Range;
-use std::sync::Mutex;
-use std::time::Instant;
-
-/// Tokens that pass through the attention half of a block together, unless one sequence is longer.
-pub const ATTENTION_TOKENS: usize = 2048;
-
-/// Tokens that pass through the feed-forward half together: it does not care for sequences, and its intermediate
-/// activations are the widest. Fewer would have the products with W and into H read and write those more often.
-pub const FEED_FORWARD_TOKENS: usize = 768;
-
-/// The first stage of the feed-forward half.
-pub const FEED_FORWARD: usize = 2;
+use crate::results::Results;
 
 /// What is pruned, and how: the same for all shards.
 pub struct Job<'a> {
     /// The dense model.
     pub model: &'a Model<'a>,
-    /// How weights are chosen.
-    pub method: Method,
-    /// How many go.
-    pub pattern: Pattern,
-    /// Bits of the grid for those that stay.
-    pub bits: Option<u32>,
-    /// The damping to begin with.
-    pub damping: f64,
-    /// Columns handled together.
-    pub panel_width: usize,
+    /// How layers are pruned.
+    pub solver: Solver,
     /// What to calibrate on; only magnitude pruning does without.
     pub sequences: Option<&'a Sequences>,
     /// The number type of activations between stages.
@@ -72,37 +59,45 @@ pub struct Job<'a> {
 /// spends its time on is booked to `clock`.
 ///
 /// # Errors
-/// If a weight or an activation is not finite, a Hessian cannot be factored, a result cannot be written, or another
-/// shard failed.
-pub fn prune_blocks(
+/// If a weight or an activation is not finite, a Hessian cannot be factored, a result cannot be written, there is no room, or
+/// another shard failed.
+pub fn prune_blocks<B: Backend>(
     job: &Job<'_>,
+    backend: B,
     collective: &dyn Collective,
     clock: &Mutex<Clock>,
 ) -> anyhow::Result<Vec<LayerReport>> {
-    let mut shard = Shard::new(job, collective, clock)?;
-    for block in 0..job.blocks {
-        shard.prune_block(block)?;
-        if collective.rank() == 0 {
-            job.task.milestone(&format!("block {} of {}", block + 1, job.blocks));
+    std::thread::scope(|scope| {
+        let mut shard = Shard::new(scope, job, backend, collective, clock)?;
+        for block in 0..job.blocks {
+            shard.prune_block(block)?;
+            if collective.rank() == 0 {
+                job.task.milestone(&format!("block {} of {}", block + 1, job.blocks));
+            }
         }
-    }
-    Ok(shard.reports)
+        let mut reports = shard.reports;
+        shard.results.finish(&mut reports)?;
+        Ok(reports)
+    })
 }
 
 /// One shard at work.
-struct Shard<'a> {
+struct Shard<'scope, 'a, B: Backend> {
     job: &'a Job<'a>,
+    backend: B,
     collective: &'a dyn Collective,
     clock: &'a Mutex<Clock>,
     /// Tokens per sequence, and tokens of this shard.
     length: usize,
     tokens: usize,
     /// The residual stream.
-    stream: Activations,
+    stream: B::Activations,
     /// The inputs of the present stage, of as many tokens as fit.
-    kept: Activations,
+    kept: B::Kept,
+    ahead: Ahead<'a, B::Forward>,
+    results: Results<'scope>,
     reports: Vec<LayerReport>,
-    /// Chunks and layers that were begun, and how many there are in all.
+    /// Tokens that passed, and layers, and what there is of both in all.
     steps: usize,
     all_steps: usize,
 }
@@ -116,23 +111,15 @@ struct Passes {
     absorbs: bool,
 }
 
-/// What the inputs of a stage are gathered into.
-enum Statistics {
-    Hessian(Hessian),
-    Norms(ColumnNorms),
-    Nothing,
-}
-
-/// What a layer is pruned with.
-enum Prepared {
-    Factor(Factor),
-    Norms(Vec<f32>),
-    Nothing,
-}
-
-impl<'a> Shard<'a> {
+impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
     /// Embeds this shard's sequences.
-    fn new(job: &'a Job<'a>, collective: &'a dyn Collective, clock: &'a Mutex<Clock>) -> anyhow::Result<Self> {
+    fn new(
+        scope: &'scope Scope<'scope, 'a>,
+        job: &'a Job<'a>,
+        mut backend: B,
+        collective: &'a dyn Collective,
+        clock: &'a Mutex<Clock>,
+    ) -> anyhow::Result<Self> {
         let hidden = job.model.description().hidden;
         let (sequences, length) = match job.sequences {
             Some(sequences) => {
@@ -142,18 +129,43 @@ impl<'a> Shard<'a> {
             None => (&[][..], 1),
         };
         let tokens = sequences.len();
-        let stream = Activations::new(job.activations, tokens, hidden);
-        let kept = Activations::new(job.activations, tokens, hidden);
-        let (reports, steps, all_steps) = (Vec::new(), 0, 0);
-        let mut shard = Self { job, collective, clock, length, tokens, stream, kept, reports, steps, all_steps };
+        let stream = backend.activations(job.activations, tokens, hidden)?;
+        let kept = backend.room(job.activations, tokens, hidden)?;
+        let mut shard = Self {
+            ahead: Ahead::idle(),
+            results: Results::start(scope, job.output),
+            reports: Vec::new(),
+            steps: 0,
+            all_steps: 0,
+            job,
+            backend,
+            collective,
+            clock,
+            length,
+            tokens,
+            stream,
+            kept,
+        };
         shard.all_steps = shard.count_steps();
-        for chunk in shard.chunks(0).0 {
-            let embedded = shard.time(Phase::Embed, || job.model.embed(&sequences[chunk.clone()], length))?;
-            shard.stream.store(chunk, &embedded).context("in the embedding")?;
+        if tokens > 0 {
+            shard.embed(sequences)?;
         }
-        // The rows of the embedding that were read need not stay in memory.
-        job.model.checkpoint().tensors().for_each(|tensor| job.model.checkpoint().release(tensor.name));
+        // Not before: the embedding is the largest tensor of many models.
+        shard.ahead = Ahead::start(scope, job.model, job.blocks, shard.backend.loader()?);
         Ok(shard)
+    }
+
+    fn embed(&mut self, sequences: &[u32]) -> anyhow::Result<()> {
+        let model = self.job.model;
+        let embedding = self.with_room(|shard| Ok(model.embedding(shard.backend.forward())?))?;
+        self.chunk_by_chunk(0, |shard, chunk, length| {
+            let embedded = shard.time(Phase::Embed, || Ok(embedding.embed(&sequences[chunk.clone()], length)?))?;
+            shard.backend.store(&mut shard.stream, chunk, &embedded).context("in the embedding")
+        })?;
+        self.backend.settle(&mut self.stream).context("in the embedding")?;
+        // The rows of the embedding that were read need not stay in memory.
+        model.checkpoint().tensors().for_each(|tensor| model.checkpoint().release(tensor.name));
+        Ok(())
     }
 
     /// The layers of a stage that are to be pruned.
@@ -165,58 +177,92 @@ impl<'a> Shard<'a> {
     fn passes(&self, block: usize, stages: &[Stage], number: usize) -> Passes {
         let chooses = |stage: &Stage| self.chosen(block, stage).next().is_some();
         let read = block + 1 < self.job.blocks || stages[number + 1..].iter().any(chooses);
-        let absorbs = Block::absorbs(number) && read;
-        let calibrates = self.job.method != Method::Magnitude && chooses(&stages[number]);
+        let absorbs = Stage::absorbs(number) && read;
+        let calibrates = self.job.solver.method != Method::Magnitude && chooses(&stages[number]);
         Passes { gathers: absorbs || calibrates, absorbs }
     }
 
-    /// Chunks and layers of the whole job.
+    /// Tokens and layers of the whole job.
     fn count_steps(&self) -> usize {
         let in_block = |block: usize| {
             let stages = self.job.model.stages(block);
             let in_stage = |number: usize| {
                 let Passes { gathers, absorbs } = self.passes(block, &stages, number);
                 let passes = usize::from(gathers) + usize::from(absorbs);
-                passes * self.chunks(number).0.len() + self.chosen(block, &stages[number]).count()
+                passes * self.tokens + self.chosen(block, &stages[number]).count() * self.layer_steps()
             };
             (0..stages.len()).map(in_stage).sum::<usize>()
         };
         (0..self.job.blocks).map(in_block).sum()
     }
 
-    /// Says that another chunk or layer is begun.
-    fn step(&mut self) {
-        self.steps += 1;
+    /// What the work on a layer counts as: a pass of all tokens.
+    fn layer_steps(&self) -> usize {
+        self.tokens.max(1)
+    }
+
+    /// Says that so many tokens passed.
+    fn step(&mut self, tokens: usize) {
+        self.steps += tokens;
         if self.collective.rank() == 0 {
             self.job.task.reach(self.steps as u64, self.all_steps as u64);
         }
     }
 
-    fn time<T>(&self, phase: Phase, work: impl FnOnce() -> T) -> T {
-        if self.collective.rank() > 0 {
-            return work();
-        }
-        match self.clock.lock() {
-            Ok(mut clock) => clock.time(phase, work),
-            Err(_) => work(),
+    fn time<T>(&self, phase: Phase, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        book(self.collective, self.clock, phase, || {
+            let done = work()?;
+            // Of a shard that is not timed the host may hurry ahead.
+            if self.collective.rank() == 0 {
+                self.backend.wait()?;
+            }
+            Ok(done)
+        })
+    }
+
+    /// Does work, again and again for as long as there is no room for it and something left to give up.
+    fn with_room<T>(&mut self, mut work: impl FnMut(&mut Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        loop {
+            match work(self) {
+                Err(error) if self.backend.relieve(&error, &mut self.stream, &mut self.kept)? => {
+                    if self.backend.loads_alone() {
+                        self.ahead.stop();
+                    }
+                }
+                done => return done,
+            }
         }
     }
 
-    /// This shard's tokens as a stage takes them, chunk by chunk, and the length of the sequences that a chunk consists
-    /// of: for attention some whole sequences at a time, otherwise any tokens.
-    fn chunks(&self, stage: usize) -> (Vec<Range<usize>>, usize) {
-        let (step, length) = match stage {
-            FEED_FORWARD.. => (FEED_FORWARD_TOKENS, 1),
-            _ => ((ATTENTION_TOKENS / self.length).max(1) * self.length, self.length),
-        };
-        ((0..self.tokens).step_by(step).map(|start| start..(start + step).min(self.tokens)).collect(), length)
+    /// Takes this shard's tokens through a stage as many at a time as there is room for, which `work` is given with the
+    /// length of the sequences that they consist of: for attention some whole sequences at a time, otherwise any tokens.
+    fn chunk_by_chunk(
+        &mut self,
+        stage: usize,
+        mut work: impl FnMut(&mut Self, Range<usize>, usize) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut start = 0;
+        while start < self.tokens {
+            start = self.with_room(|shard| {
+                let most = shard.backend.chunk_tokens(stage);
+                let (step, length) = match stage {
+                    FEED_FORWARD.. => (most, 1),
+                    _ => ((most / shard.length).max(1) * shard.length, shard.length),
+                };
+                let end = (start + step).min(shard.tokens);
+                work(shard, start..end, length)?;
+                Ok(end)
+            })?;
+        }
+        Ok(())
     }
 
     fn prune_block(&mut self, index: usize) -> anyhow::Result<()> {
-        let mut block = self.job.model.block(index)?;
-        if self.job.activations == Dtype::BF16 {
-            block.round_inputs();
-        }
+        let model = self.job.model;
+        let mut block = match self.ahead.next() {
+            Some(block) => block.on(self.backend.forward().clone()),
+            None => self.with_room(|shard| Ok(model.block(shard.backend.forward(), index)?))?,
+        };
         let stages = block.stages().to_vec();
         for (number, stage) in stages.iter().enumerate() {
             let passes = self.passes(index, &stages, number);
@@ -226,13 +272,13 @@ impl<'a> Shard<'a> {
             // The next stage's chunks have other sizes, and would lie beside what the allocator keeps of this one's.
             memory::give_back();
         }
-        self.job.model.release(index);
+        model.release(index);
         Ok(())
     }
 
     fn prune_stage(
         &mut self,
-        block: &mut Block<'_>,
+        block: &mut Block<'_, B::Forward>,
         number: usize,
         chosen: &[Layer],
         passes: Passes,
@@ -243,8 +289,8 @@ impl<'a> Shard<'a> {
             memory::give_back();
             let prepared = self.prepare(statistics, &block.stages()[number])?;
             for layer in chosen {
-                self.step();
-                self.prune_layer(block, STAGES[number], &layer.name, &prepared)?;
+                self.prune_layer(block, STAGES[number], layer, &prepared)?;
+                self.step(self.layer_steps());
             }
         }
         if passes.absorbs { self.absorb(block, number, kept) } else { Ok(()) }
@@ -254,196 +300,125 @@ impl<'a> Shard<'a> {
     /// they will be needed again; returns how many.
     fn gather(
         &mut self,
-        block: &Block<'_>,
+        block: &Block<'_, B::Forward>,
         number: usize,
         wanted: bool,
         passes: Passes,
-    ) -> anyhow::Result<(Statistics, usize)> {
-        let stage = &block.stages()[number];
-        let mut statistics = match self.job.method {
-            Method::Sparsegpt if wanted => Statistics::Hessian(Hessian::new(stage.width)),
-            Method::Wanda if wanted => Statistics::Norms(ColumnNorms::new(stage.width)),
-            _ => Statistics::Nothing,
-        };
+    ) -> anyhow::Result<(B::Statistics, usize)> {
+        let width = block.stages()[number].width;
+        let method = wanted.then_some(self.job.solver.method);
+        let mut statistics = self.with_room(|shard| shard.backend.statistics(method, width))?;
         if !passes.gathers {
             return Ok((statistics, 0));
         }
-        self.kept.reshape(stage.width);
+        let capacity = self.backend.reshape(&mut self.kept, width);
         let mut kept = 0;
-        let (chunks, length) = self.chunks(number);
-        for chunk in chunks {
-            self.step();
-            let stream = &self.stream;
-            let load = || stream.load(chunk.clone());
-            let inputs = self.time(Phase::Forward, || block.stage_inputs(number, &load(), length))?;
-            if let Some((token, column, value)) = model::not_finite(&inputs, stage.width) {
-                bail!("the inputs hold {value} at token {token} of a chunk, column {column}");
-            }
-            self.time(Phase::Hessian, || match &mut statistics {
-                Statistics::Hessian(hessian) => hessian.accumulate(MatrixRef::new(&inputs, chunk.len(), stage.width)),
-                Statistics::Norms(norms) => norms.accumulate(&inputs),
-                Statistics::Nothing => {}
-            });
-            if passes.absorbs && kept == chunk.start && chunk.end <= self.kept.capacity() {
-                self.kept.store(chunk.clone(), &inputs)?;
+        self.chunk_by_chunk(number, |shard, chunk, length| {
+            let inputs = shard.time(Phase::Forward, || {
+                let x = shard.backend.load(&shard.stream, chunk.clone())?;
+                Ok(block.stage_inputs(number, &x, length)?)
+            })?;
+            // Before the inputs are added to anything: it may have to be tried again.
+            if passes.absorbs && kept == chunk.start && chunk.end <= capacity {
+                shard.backend.keep(&mut shard.kept, chunk.clone(), &inputs)?;
                 kept = chunk.end;
             }
-        }
+            shard.time(Phase::Hessian, || shard.backend.accumulate(&mut statistics, &inputs, chunk.len(), width))?;
+            shard.step(chunk.len());
+            Ok(())
+        })?;
         Ok((statistics, kept))
     }
 
     /// The statistics of all shards, ready to prune with.
-    fn prepare(&self, statistics: Statistics, stage: &Stage) -> anyhow::Result<Prepared> {
-        let job = self.job;
-        Ok(match statistics {
-            Statistics::Hessian(mut hessian) => {
-                self.time(Phase::Hessian, || hessian.sum(self.collective))?;
-                let width = effective_panel_width(job.panel_width, job.pattern.group());
-                let factor =
-                    self.time(Phase::Factor, || Factor::shared(hessian, job.damping, width, self.collective))?;
-                if factor.raises() > 0 && self.collective.rank() == 0 {
-                    tracing::warn!(
-                        "{}: the damping had to be raised to {} for the Hessian to be positive definite",
-                        stage_name(stage),
-                        factor.damping()
-                    );
-                }
-                Prepared::Factor(factor)
-            }
-            Statistics::Norms(mut norms) => {
-                self.time(Phase::Hessian, || norms.sum(self.collective))?;
-                Prepared::Norms(norms.norms())
-            }
-            Statistics::Nothing => Prepared::Nothing,
-        })
+    fn prepare(&mut self, mut statistics: B::Statistics, stage: &Stage) -> anyhow::Result<B::Prepared> {
+        self.time(Phase::Hessian, || self.backend.sum(&mut statistics))?;
+        let prepared = self.time(Phase::Factor, || self.backend.prepare(statistics, &self.job.solver))?;
+        if let Some(factored) = B::factored(&prepared).filter(|factored| factored.raises > 0)
+            && self.collective.rank() == 0
+        {
+            tracing::warn!(
+                "{}: the damping had to be raised to {} for the Hessian to be positive definite",
+                stage_name(stage),
+                factored.damping
+            );
+        }
+        Ok(prepared)
     }
 
-    /// Prunes this shard's rows of a layer, gathers the others', and puts the result into the block and the checkpoint.
+    /// Prunes this shard's rows of a layer, and has the result in the block and the checkpoint.
     fn prune_layer(
         &mut self,
-        block: &mut Block<'_>,
+        block: &mut Block<'_, B::Forward>,
         stage: &'static str,
-        tensor: &str,
-        prepared: &Prepared,
+        layer: &Layer,
+        prepared: &B::Prepared,
     ) -> anyhow::Result<()> {
-        let job = self.job;
         let started = Instant::now();
-        let name = layer_name(tensor);
-        let stored = job.model.checkpoint().tensor(tensor)?;
-        let [rows, columns] = *stored.shape else {
-            bail!("{tensor} has the shape {:?}, not two dimensions", stored.shape)
+        let (index, name) = (block.index(), layer_name(&layer.name));
+        let (rank, size) = (self.collective.rank(), self.collective.size());
+        let parts: Vec<_> = (0..size).map(|rank| share(layer.rows, rank, size)).collect();
+        let task = LayerTask {
+            stored: self.job.model.checkpoint().tensor(&layer.name)?,
+            rows: layer.rows,
+            columns: layer.columns,
+            own: parts[rank].clone(),
+            parts,
+            writes: rank.is_multiple_of(self.job.local_shards),
         };
-        let own = share(rows, self.collective.rank(), self.collective.size());
-        let mut weight = match stored.values()? {
-            Values::F32(values) => own_rows(values, &own, columns),
-            Values::F16(values) => own_rows(values, &own, columns),
-            Values::Bf16(values) => own_rows(values, &own, columns),
-        };
-        if let Some((row, column)) = weight.not_finite() {
-            let value = "NaN or infinity";
-            bail!("{tensor} holds {value} at row {}, column {column}: the checkpoint is damaged", own.start + row);
-        }
-        let obs_loss = self.time(Phase::Solve, || -> anyhow::Result<Option<f64>> {
-            Ok(match prepared {
-                Prepared::Factor(factor) => {
-                    let settings = Settings { selection: Selection::Pattern(job.pattern), bits: job.bits };
-                    let outcome = prune::sparsegpt(&mut weight, factor, &settings, self.collective)?;
-                    Some(outcome.obs_loss.iter().sum())
-                }
-                Prepared::Norms(norms) => {
-                    prune::wanda(&mut weight, job.pattern, norms)?;
-                    None
-                }
-                Prepared::Nothing => {
-                    prune::magnitude(&mut weight, job.pattern, self.collective)?;
-                    None
-                }
-            })
-        })?;
-        // Here and below: what a step leaves with the allocator would lie beside what the next one takes.
-        memory::give_back();
-        let bytes = self
-            .time(Phase::Write, || {
-                let turned = weight.to_row_major();
-                drop(weight);
-                narrow(&turned, &stored.dtype)
-            })
-            .with_context(|| name.to_owned())?;
-        memory::give_back();
-        // The whole layer, into which shards put their rows, is what the block gets: it lies in memory once.
-        let size = stored.dtype.size();
-        let mut whole = model::Weight::zeros(rows * columns, stored.dtype)?;
-        let part = |rank| {
-            let rows = share(rows, rank, self.collective.size());
-            rows.start * columns * size..rows.end * columns * size
-        };
-        let parts: Vec<_> = (0..self.collective.size()).map(part).collect();
-        whole.bytes_mut()[parts[self.collective.rank()].clone()].copy_from_slice(&bytes);
-        drop(bytes);
-        self.collective.exchange(whole.bytes_mut(), &parts)?;
-        let mut loss = [obs_loss.unwrap_or(0.0)];
+        let pruned = self.time(Phase::Solve, || self.backend.prune(block, &task, prepared, &self.job.solver))?;
+        let mut loss = [pruned.obs_loss.unwrap_or(0.0)];
         self.collective.sum_f64(&mut loss)?;
-        if self.collective.rank().is_multiple_of(job.local_shards) {
-            self.time(Phase::Write, || job.output.write_tensor(tensor, whole.bytes_mut()))?;
-        }
-        if self.collective.rank() == 0 {
-            let values = whole.bytes_mut().chunks_exact(size);
-            let zeros = values.filter(|value| value.iter().all(|&byte| byte == 0)).count() as u64;
-            let (damping, retries, dead) = match prepared {
-                Prepared::Factor(f) => (Some(f.damping()), f.raises(), f.dead().iter().filter(|&&dead| dead).count()),
-                _ => (None, 0, 0),
-            };
+        if rank == 0 {
+            let factored = B::factored(prepared);
             self.reports.push(LayerReport {
                 name: name.to_owned(),
-                block: block.index(),
+                block: index,
                 stage: stage.to_owned(),
-                rows,
-                columns,
-                zeros,
-                sparsity: zeros as f64 / (rows * columns).max(1) as f64,
-                dead_columns: dead,
-                damping,
-                retries,
-                obs_loss: obs_loss.map(|_| loss[0]),
+                rows: layer.rows,
+                columns: layer.columns,
+                // Known when it is written.
+                zeros: 0,
+                sparsity: 0.0,
+                dead_columns: factored.map_or(0, |factored| factored.dead),
+                damping: factored.map(|factored| factored.damping),
+                retries: factored.map_or(0, |factored| factored.raises),
+                obs_loss: pruned.obs_loss.map(|_| loss[0]),
                 seconds: started.elapsed().as_secs_f64(),
             });
         }
-        block.set_weight(tensor, whole);
-        Ok(())
+        let Some(whole) = pruned.whole else { return Ok(()) };
+        book(self.collective, self.clock, Phase::Write, || self.results.write(&task.stored, whole))
     }
 
     /// Updates the residual stream with the output of a stage, whose inputs are kept for the first `kept` tokens.
-    fn absorb(&mut self, block: &Block<'_>, number: usize, kept: usize) -> anyhow::Result<()> {
-        let (chunks, length) = self.chunks(number);
-        for chunk in chunks {
-            self.step();
-            let (stream, inputs) = (&self.stream, &self.kept);
-            let x = self.time(Phase::Forward, || -> anyhow::Result<_> {
-                let mut x = stream.load(chunk.clone());
+    fn absorb(&mut self, block: &Block<'_, B::Forward>, number: usize, kept: usize) -> anyhow::Result<()> {
+        self.chunk_by_chunk(number, |shard, chunk, length| {
+            let backend = &shard.backend;
+            let x = shard.time(Phase::Forward, || {
+                let mut x = backend.load(&shard.stream, chunk.clone())?;
                 if chunk.end <= kept {
-                    block.absorb(number, &mut x, inputs.values(chunk.clone()))?;
+                    backend.absorb_kept(block, number, &mut x, &shard.kept, chunk.clone())?;
                 } else {
                     let inputs = block.stage_inputs(number, &x, length)?;
-                    block.absorb(number, &mut x, Values::F32(&inputs))?;
+                    block.absorb(number, &mut x, B::Forward::view(&inputs))?;
                 }
                 Ok(x)
             })?;
-            self.stream.store(chunk, &x)?;
-        }
-        Ok(())
+            shard.step(chunk.len());
+            shard.backend.store(&mut shard.stream, chunk, &x)
+        })?;
+        self.backend.settle(&mut self.stream)
     }
 }
 
-/// The name of a layer whose weight is `tensor`.
-fn layer_name(tensor: &str) -> &str {
-    tensor.strip_suffix(".weight").unwrap_or(tensor)
-}
-
-/// How a stage is called in messages: by its layers.
-fn stage_name(stage: &Stage) -> String {
-    stage.layers.iter().map(|layer| layer_name(&layer.name)).collect::<Vec<_>>().join(", ")
-}
-
-fn own_rows<T: Element>(values: &[T], own: &Range<usize>, columns: usize) -> Weight {
-    Weight::from_row_major(&values[own.start * columns..own.end * columns], own.len(), columns)
+/// Does work, and books its time if it is the first shard's.
+fn book<T>(collective: &dyn Collective, clock: &Mutex<Clock>, phase: Phase, work: impl FnOnce() -> T) -> T {
+    if collective.rank() > 0 {
+        return work();
+    }
+    match clock.lock() {
+        Ok(mut clock) => clock.time(phase, work),
+        Err(_) => work(),
+    }
 }

@@ -2,8 +2,8 @@
 
 use anyhow::Context;
 use checkpoint::Checkpoint;
-use model::Model;
 use model::calibration::{Sequences, TextTokenizer};
+use model::{Cpu, Model};
 use prune::{Collective, Method, share};
 
 use crate::inputs;
@@ -52,8 +52,9 @@ pub fn measure(
     let mut sums = [0.0; 2];
     if !own.is_empty() || count == 0 {
         let tokens = &windows.tokens[own.start * length..own.end * length];
-        let result = model::evaluate(model, tokens, length, |done, all| task.reach(done as u64, all as u64))
-            .with_context(|| format!("cannot evaluate {}", model.checkpoint().folder().display()))?;
+        let result =
+            model::evaluate(&Cpu::default(), model, tokens, length, |done, all| task.reach(done as u64, all as u64))
+                .with_context(|| format!("cannot evaluate {}", model.checkpoint().folder().display()))?;
         if ranks.size() == 1 {
             return Ok(Perplexity { method, perplexity: result.perplexity, windows: count, window_length: length });
         }

@@ -13,12 +13,15 @@ pub mod inspect;
 pub mod plan;
 
 pub mod activations;
+pub mod ahead;
+pub mod backend;
 pub mod blocks;
 pub mod evaluate;
 pub mod interrupt;
 pub mod pipeline;
 pub mod progress;
 pub mod ranks;
+pub mod results;
 pub mod staging;
 
 pub mod memory;

@@ -8,6 +8,7 @@ use checkpoint::Checkpoint;
 use model::Model;
 use prune::{Collective, Method, share};
 
+use crate::backend::{CpuShard, Solver};
 use crate::blocks::{Job, prune_blocks};
 use crate::evaluate::measure;
 use crate::inputs::Inputs;
@@ -176,11 +177,13 @@ impl Run<'_> {
         let local_shards = self.plan.local_shards();
         let job = Job {
             model: self.model,
-            method,
-            pattern: settings.pattern,
-            bits: settings.bits.filter(|_| method == Method::Sparsegpt),
-            damping: settings.damping,
-            panel_width: settings.panel_width,
+            solver: Solver {
+                method,
+                pattern: settings.pattern,
+                bits: settings.bits.filter(|_| method == Method::Sparsegpt),
+                damping: settings.damping,
+                panel_width: settings.panel_width,
+            },
             sequences: calibration,
             activations: self.plan.activations,
             selects: &selects,
@@ -189,8 +192,9 @@ impl Run<'_> {
             output: staged.writer(),
             task: &task,
         };
-        let mut reports =
-            self.ranks.run_shards(local_shards, |collective| prune_blocks(&job, collective, self.clock))?;
+        let mut reports = self.ranks.run_shards(local_shards, |collective| {
+            prune_blocks(&job, CpuShard::new(collective, job.activations), collective, self.clock)
+        })?;
         drop(task);
         time(self.clock, Phase::Write, || staged.complete(self.ranks))?;
         Ok((reports.swap_remove(0), self.evaluate(staged.folder(), Some(method))?))

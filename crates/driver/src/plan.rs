@@ -8,7 +8,7 @@ use checkpoint::{Checkpoint, Dtype};
 use prune::{Method, share};
 
 use crate::architecture::{Layer, Layout, Stage};
-use crate::blocks::{ATTENTION_TOKENS, FEED_FORWARD, FEED_FORWARD_TOKENS};
+use crate::backend::{ATTENTION_TOKENS, FEED_FORWARD, FEED_FORWARD_TOKENS};
 use crate::cli::Activations;
 use crate::memory;
 use crate::settings::Settings;

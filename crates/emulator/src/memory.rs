@@ -21,7 +21,8 @@ const ADDRESSES: u64 = 1 << 46;
 /// The most addresses of one region.
 const LARGEST_REGION: u64 = 1 << 42;
 
-/// What an address is a multiple of, as `cuMemAlloc` promises, and the gap that is kept between allocations.
+/// What an address is a multiple of, as `cuMemAlloc` promises. Of the memory of its owner an allocation takes as many bytes as
+/// lie up to the next such multiple: real devices can give the rest to nobody else either.
 const ALIGNMENT: u64 = 512;
 
 /// To whom memory belongs.
@@ -46,6 +47,8 @@ pub struct Allocation {
     pub initialized: Option<initialized::Shared>,
     /// Who accessed what.
     pub shadow: Shadow,
+    /// Whether it still counts as used memory of its owner.
+    counted: AtomicBool,
 }
 
 impl Allocation {
@@ -75,6 +78,15 @@ pub enum Touch {
     Move,
     /// Writes it.
     Write,
+    /// Allocates or frees it.
+    Life,
+}
+
+impl Touch {
+    /// Whether nobody else may use the memory without an order with this.
+    fn excludes(self) -> bool {
+        matches!(self, Self::Write | Self::Life)
+    }
 }
 
 /// What is allocated at a moment, by address.
@@ -134,7 +146,10 @@ struct Region {
     start: u64,
     size: u64,
     next: AtomicU64,
+    /// Bytes that count as used.
     used: AtomicU64,
+    /// Bytes that no longer do, and are there until an operation has freed them.
+    leaving: AtomicU64,
     capacity: u64,
 }
 
@@ -147,36 +162,56 @@ impl Region {
             return Err(io::Error::last_os_error());
         }
         let (start, first) = (address as u64, (address as u64).next_multiple_of(1 << 21));
-        Ok(Self { start, size, next: AtomicU64::new(first), used: AtomicU64::new(0), capacity })
+        Ok(Self {
+            start,
+            size,
+            next: AtomicU64::new(first),
+            used: AtomicU64::new(0),
+            leaving: AtomicU64::new(0),
+            capacity,
+        })
     }
 
     fn allocate(&self, bytes: u64) -> Option<u64> {
         let room = bytes.checked_next_multiple_of(page_size())?;
-        let charge = |used: u64| used.checked_add(bytes).filter(|&used| used <= self.capacity);
+        let counted = taken(bytes);
+        let charge = |used: u64| used.checked_add(counted).filter(|&used| used <= self.capacity);
         self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, charge).ok()?;
         // A page that belongs to nobody lies behind every allocation.
         let end = self.start + self.size;
         let step = |next: u64| next.checked_add(room + page_size()).filter(|&next| next <= end);
         let Ok(address) = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, step) else {
-            self.used.fetch_sub(bytes, Ordering::AcqRel);
+            self.used.fetch_sub(counted, Ordering::AcqRel);
             return None;
         };
         // SAFETY: these pages lie inside this region and were given to nobody yet.
         let result = unsafe { libc::mprotect(address as *mut _, room as usize, libc::PROT_READ | libc::PROT_WRITE) };
         if result != 0 {
-            self.used.fetch_sub(bytes, Ordering::AcqRel);
+            self.used.fetch_sub(counted, Ordering::AcqRel);
             return None;
         }
         Some(address)
     }
 
-    fn free(&self, address: u64, bytes: u64) {
+    /// The allocation counts as used no more. Returns whether it did.
+    fn discount(&self, allocation: &Allocation) -> bool {
+        let counted = allocation.counted.swap(false, Ordering::AcqRel);
+        if counted {
+            self.used.fetch_sub(taken(allocation.size), Ordering::AcqRel);
+            self.leaving.fetch_add(taken(allocation.size), Ordering::AcqRel);
+        }
+        counted
+    }
+
+    fn free(&self, allocation: &Allocation) {
+        self.discount(allocation);
+        let (address, bytes) = (allocation.base, allocation.size);
         let room = bytes.next_multiple_of(page_size()) as usize;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
         // SAFETY: these pages are those of one allocation of this region, which is given back by its owner; mapping them
         // anew without access returns their memory to the system and keeps the addresses reserved.
         unsafe { libc::mmap(address as *mut _, room, libc::PROT_NONE, flags, -1, 0) };
-        self.used.fetch_sub(bytes, Ordering::AcqRel);
+        self.leaving.fetch_sub(taken(bytes), Ordering::AcqRel);
     }
 }
 
@@ -189,6 +224,11 @@ impl Drop for Region {
 
 fn page_size() -> u64 {
     4096
+}
+
+/// What an allocation of so many bytes takes of the memory of its owner.
+pub fn taken(bytes: u64) -> u64 {
+    bytes.saturating_add(ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
 }
 
 impl Memory {
@@ -226,8 +266,8 @@ impl Memory {
         debug_assert!(base.is_multiple_of(ALIGNMENT));
         let watched = owner != Owner::Host && self.watch.0.load(Ordering::Relaxed);
         let initialized = watched.then(|| initialized::Shared::new(bytes as usize));
-        let shadow = Shadow::new(base, bytes as usize);
-        let allocation = Arc::new(Allocation { base, size: bytes, owner, initialized, shadow });
+        let (shadow, counted) = (Shadow::new(base, bytes as usize), AtomicBool::new(true));
+        let allocation = Arc::new(Allocation { base, size: bytes, owner, initialized, shadow, counted });
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let live = Arc::make_mut(&mut table.live);
         live.insert(live.partition_point(|other| other.base < base), allocation);
@@ -257,9 +297,17 @@ impl Memory {
         table.freed.add(&allocation);
         drop(table);
         if let Some(region) = self.region(allocation.owner) {
-            region.free(address, allocation.size);
+            region.free(&allocation);
         }
         Ok(allocation.size)
+    }
+
+    /// Memory that is about to be freed counts as used no more. Returns to whom the memory at `address` belongs and what it
+    /// took, when it is discounted for the first time.
+    pub fn discount(&self, address: u64) -> Option<(Owner, u64)> {
+        let allocation = self.find(address).filter(|allocation| allocation.base == address)?;
+        let counted = self.region(allocation.owner)?.discount(&allocation);
+        counted.then(|| (allocation.owner, taken(allocation.size)))
     }
 
     /// The allocation that holds `address`.
@@ -279,9 +327,14 @@ impl Memory {
         self.regions.iter().any(|region| (region.start..region.start + region.size).contains(&address))
     }
 
-    /// Bytes that are allocated.
+    /// Bytes that are allocated, and not about to be freed: each allocation as the next multiple of 512.
     pub fn used(&self, owner: Owner) -> u64 {
         self.region(owner).map_or(0, |region| region.used.load(Ordering::Acquire))
+    }
+
+    /// Bytes that are about to be freed, likewise.
+    pub fn leaving(&self, owner: Owner) -> u64 {
+        self.region(owner).map_or(0, |region| region.leaving.load(Ordering::Acquire))
     }
 
     /// What is allocated.
@@ -305,6 +358,14 @@ impl Memory {
         &self.labels
     }
 
+    /// The memory that begins at `address` comes to be, or ceases to be, in the operation `stamp`: what has no order with
+    /// that races with it.
+    pub fn touch_all(&self, address: u64, stamp: &Stamp, findings: &Findings) {
+        if let Some(allocation) = self.find(address) {
+            self.touch(allocation.range(), Touch::Life, stamp, findings);
+        }
+    }
+
     /// The driver uses a range of addresses in the operation `stamp`: races with operations of other streams, and reads
     /// of what nobody wrote, are added to the findings.
     pub fn touch(&self, range: Range<u64>, touch: Touch, stamp: &Stamp, findings: &Findings) {
@@ -324,11 +385,11 @@ impl Memory {
                         add(Kind::Uninitialized, format!("reads a byte at {address:#x} that nobody wrote"), None);
                     }
                 }
-                Touch::Move => {}
+                Touch::Move | Touch::Life => {}
             }
         }
         if self.watches_races()
-            && let Some(conflict) = allocation.shadow.range_access(offsets, touch == Touch::Write, stamp, &self.labels)
+            && let Some(conflict) = allocation.shadow.range_access(offsets, touch.excludes(), stamp, &self.labels)
         {
             let address = allocation.base + conflict.offset;
             let other = match &conflict.other {
@@ -408,13 +469,22 @@ mod tests {
 
     #[test]
     fn a_device_has_no_more_than_its_capacity() {
-        let memory = Memory::new(1, 1000).unwrap();
-        assert!(memory.allocate(Owner::Device(0), 1001).is_none());
+        let memory = Memory::new(1, 1024).unwrap();
+        assert!(memory.allocate(Owner::Device(0), 1025).is_none());
         let address = memory.allocate(Owner::Device(0), 1000).unwrap();
-        assert!(memory.allocate(Owner::Device(0), 1).is_none());
-        assert_eq!(memory.used(Owner::Device(0)), 1000);
+        assert!(memory.allocate(Owner::Device(0), 1).is_none(), "the rest of 512 bytes is nobody else's");
+        assert_eq!(memory.used(Owner::Device(0)), 1024);
         memory.free(address).unwrap();
-        assert!(memory.allocate(Owner::Device(0), 1000).is_some());
+        assert_eq!((memory.used(Owner::Device(0)), memory.leaving(Owner::Device(0))), (0, 0));
+        let address = memory.allocate(Owner::Device(0), 1000).unwrap();
+        // Discounted once, however often.
+        assert_eq!(memory.discount(address), Some((Owner::Device(0), 1024)));
+        assert_eq!(memory.discount(address), None);
+        let next = memory.allocate(Owner::Device(0), 512).unwrap();
+        assert_eq!((memory.used(Owner::Device(0)), memory.leaving(Owner::Device(0))), (512, 1024));
+        memory.free(address).unwrap();
+        assert_eq!((memory.used(Owner::Device(0)), memory.leaving(Owner::Device(0))), (512, 0));
+        memory.free(next).unwrap();
         assert!(memory.allocate(Owner::Device(1), 1).is_none());
         assert!(memory.allocate(Owner::Host, 1 << 30).is_some());
     }

@@ -13,6 +13,8 @@ pub struct Options {
     pub memory: u64,
     /// Compute capability of each, major and minor.
     pub capability: (u32, u32),
+    /// Whether they have memory pools. Without, memory is not allocated in the order of streams.
+    pub memory_pools: bool,
     /// Multiprocessors of each: how many thread blocks are resident at once depends on it.
     pub multiprocessors: u32,
     /// Report reads of memory that nobody wrote.
@@ -42,6 +44,7 @@ impl Default for Options {
             devices: 1,
             memory: 80 << 30,
             capability: (8, 0),
+            memory_pools: true,
             multiprocessors: 108,
             uninitialized: false,
             races: false,

@@ -226,3 +226,192 @@ fn parameters_are_counted_and_measured() {
     assert!(code.is_err());
     assert_eq!(loaded.findings().len(), 2);
 }
+
+/// A machine whose streams run as late and as much out of order as they may, with all that is looked for.
+fn late(seed: u64) -> Options {
+    Options { deferred: true, log: false, ..Options::checked(seed) }
+}
+
+/// What a copy stream brings from pinned memory is added to itself in a compute stream, again and again, in two buffers by
+/// turns, while cudarc orders nothing; with events or without. Whether all results are right, and what is found.
+fn upload_beside_work(options: &Options, events: bool) -> Option<(bool, Vec<Finding>)> {
+    let driver = Driver::start(options)?;
+    let context = CudaContext::new(0).unwrap();
+    // SAFETY: the order of the streams is what is tested: it is here, or it is missing and found.
+    unsafe { context.disable_event_tracking() };
+    let (copies, compute) = (context.new_stream().unwrap(), context.new_stream().unwrap());
+    let (function, n) = (add(&context), 1000_u32);
+    let mut right = true;
+    {
+        // SAFETY: both are written before they are read.
+        let mut pinned = [(); 2].map(|()| unsafe { context.alloc_pinned::<f32>(n as usize) }.unwrap());
+        let mut weights = [(); 2].map(|()| copies.alloc_zeros::<f32>(n as usize).unwrap());
+        let mut sums = [(); 2].map(|()| compute.alloc_zeros::<f32>(n as usize).unwrap());
+        compute.join(&copies).unwrap();
+        copies.join(&compute).unwrap();
+        for round in 0..4 {
+            let at = round % 2;
+            // Waits for the copy of two rounds ago, which read this memory.
+            pinned[at].as_mut_slice().unwrap().fill(round as f32);
+            copies.memcpy_htod(&pinned[at], &mut weights[at]).unwrap();
+            if events {
+                compute.wait(&copies.record_event(None).unwrap()).unwrap();
+            }
+            let mut launch = compute.launch_builder(&function);
+            launch.arg(&mut sums[at]).arg(&weights[at]).arg(&weights[at]).arg(&n);
+            // SAFETY: the arguments are those of the kernel.
+            unsafe { launch.launch(LaunchConfig::for_num_elems(n)) }.unwrap();
+            if events {
+                // The next upload into this buffer comes behind what reads it.
+                copies.join(&compute).unwrap();
+            }
+            if round % 2 == 1 {
+                for (earlier, sums) in sums.iter().enumerate() {
+                    let expected = 2.0 * (round + earlier - 1) as f32;
+                    right &= compute.clone_dtoh(sums).unwrap().iter().all(|&sum| sum == expected);
+                }
+            }
+        }
+        context.synchronize().unwrap();
+    }
+    context.synchronize().unwrap();
+    Some((right, findings(&driver)))
+}
+
+#[test]
+fn a_copy_stream_uploads_from_pinned_memory_beside_work() {
+    for seed in 0..6 {
+        for options in [late(seed), Options { log: false, ..Options::checked(seed) }] {
+            let Some((right, found)) = upload_beside_work(&options, true) else { return };
+            assert!(right && found.is_empty(), "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn an_upload_without_an_event_is_a_race_under_every_seed() {
+    if Driver::emulated(&Options::default()).is_none() {
+        return;
+    }
+    let found = |options| {
+        let (right, found) = upload_beside_work(&options, false).unwrap();
+        assert!(found.iter().any(|one| one.kind == Kind::Race), "{found:?}");
+        right
+    };
+    let results: Vec<bool> = (0..6).map(|seed| found(late(seed))).collect();
+    // Out of order, results are wrong as well; in the order of the calls they are right by luck.
+    assert!(results.contains(&false), "{results:?}");
+    assert!((0..6).all(|seed| found(Options { log: false, ..Options::checked(seed) })));
+}
+
+#[test]
+fn pinned_memory_that_changes_before_its_copy_shows_where_streams_run_late() {
+    let copied = |options: &Options| {
+        let (_driver, _) = Driver::emulated(options)?;
+        let context = CudaContext::new(0).unwrap();
+        let stream = context.new_stream().unwrap();
+        // SAFETY: written before it is read.
+        let mut pinned = unsafe { context.alloc_pinned::<u8>(100) }.unwrap();
+        let pointer = pinned.as_mut_ptr().unwrap();
+        // SAFETY: so many bytes are there; that the copy may still read them at the second time is what is tested.
+        unsafe { pointer.write_bytes(1, 100) };
+        let copy = stream.clone_htod(&pinned).unwrap();
+        // SAFETY: as before.
+        unsafe { pointer.write_bytes(2, 100) };
+        let early = stream.clone_dtoh(&copy).unwrap()[0];
+        let copy = stream.clone_htod(&pinned).unwrap();
+        // cudarc's own access waits for the copy.
+        pinned.as_mut_slice().unwrap().fill(3);
+        Some((early, stream.clone_dtoh(&copy).unwrap()[0]))
+    };
+    let Some(at_once) = copied(&Options::checked(1)) else { return };
+    assert_eq!(at_once, (1, 2));
+    assert_eq!(copied(&late(1)), Some((2, 2)));
+}
+
+#[test]
+fn cudarc_orders_streams_but_for_all_readers_save_the_last() {
+    // Written in one stream and read in two others, then freed: cudarc remembers one reader.
+    let read_in = |options: &Options, readers: usize| {
+        let driver = Driver::start(options)?;
+        {
+            let context = CudaContext::new(0).unwrap();
+            let [own, first, second] = [(); 3].map(|()| context.new_stream().unwrap());
+            let data = own.clone_htod(&[1.0_f32; 1000]).unwrap();
+            let copies: Vec<_> = [first, second].iter().take(readers).map(|stream| stream.clone_dtod(&data)).collect();
+            drop(data);
+            let _ = context.synchronize();
+            drop(copies);
+        }
+        Some(findings(&driver))
+    };
+    for seed in 0..6 {
+        for options in [late(seed), Options { log: false, ..Options::checked(seed) }] {
+            let Some(found) = read_in(&options, 1) else { return };
+            assert_eq!(found, []);
+            if Driver::emulated(&options).is_some() {
+                let found = read_in(&options, 2).unwrap();
+                let expected = |one: &Finding| matches!(one.kind, Kind::Race | Kind::UseAfterFree);
+                assert!(!found.is_empty() && found.iter().all(expected), "{found:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_is_used_in_another_stream_only_behind_its_allocation() {
+    let Some((driver, loaded)) = Driver::emulated(&late(1)) else { return };
+    let context = CudaContext::new(0).unwrap();
+    let (own, other) = (context.new_stream().unwrap(), context.new_stream().unwrap());
+    // SAFETY: written before it is read.
+    let mut data = unsafe { own.alloc::<f32>(1000) }.unwrap();
+    // cudarc records no event of an allocation.
+    other.memset_zeros(&mut data).unwrap();
+    context.synchronize().unwrap();
+    assert_eq!(loaded.findings().first().map(|finding| finding.kind), Some(Kind::Race));
+    // SAFETY: likewise.
+    let mut data = unsafe { own.alloc::<f32>(1000) }.unwrap();
+    other.join(&own).unwrap();
+    other.memset_zeros(&mut data).unwrap();
+    context.synchronize().unwrap();
+    assert_eq!(findings(&driver), []);
+}
+
+#[test]
+fn a_pool_counts_what_cudarc_allocates() {
+    let Some(_driver) = Driver::start(&Options { memory: 1 << 20, deferred: true, ..Options::default() }) else {
+        return;
+    };
+    let context = CudaContext::new(0).unwrap();
+    let stream = context.new_stream().unwrap();
+    // SAFETY: the device is that of the context.
+    let pool = unsafe { result::device::get_default_mem_pool(context.cu_device()) }.unwrap();
+    let get = |attribute| {
+        let mut value = 0_u64;
+        // SAFETY: these attributes are of 64 bits.
+        unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut value).cast()) }.unwrap();
+        value
+    };
+    let reset = || {
+        let mut zero = 0_u64;
+        let high = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        // SAFETY: likewise.
+        unsafe { result::mem_pool::set_attribute(pool, high, (&raw mut zero).cast()) }.unwrap();
+    };
+    let counts = || {
+        use sys::CUmemPool_attribute::{CU_MEMPOOL_ATTR_USED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_HIGH};
+        [CU_MEMPOOL_ATTR_USED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_HIGH].map(get)
+    };
+    reset();
+    let [before, high] = counts();
+    assert_eq!(before, high);
+    for _ in 0..8 {
+        drop(stream.alloc_zeros::<u8>(600 << 10).unwrap());
+    }
+    let kept = stream.alloc_zeros::<u8>(100 << 10).unwrap();
+    assert_eq!(counts().map(|bytes| (bytes - before) >> 10), [100, 600]);
+    drop(kept);
+    reset();
+    stream.synchronize().unwrap();
+    assert_eq!(counts(), [before; 2]);
+}

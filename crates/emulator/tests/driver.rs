@@ -1,84 +1,31 @@
 //! The driver's functions, called as C would: everything that needs no kernel, and what kernels find in the variables of
 //! their module.
 
+#[macro_use]
+#[path = "support/calls.rs"]
+mod calls;
+
+use calls::{allocate, context, deferred, download, event, get, machine, pinned, stream, upload};
 use emulator::api::contexts::*;
 use emulator::api::devices::*;
 use emulator::api::inspect::emulator_enqueue;
 use emulator::api::launches::*;
 use emulator::api::memory::*;
 use emulator::api::modules::*;
+use emulator::api::pools::*;
 use emulator::api::streams::*;
-use emulator::api::{Out, cuGetErrorName, cuGetErrorString};
-use emulator::driver::{configure, inspect};
+use emulator::api::{cuGetErrorName, cuGetErrorString};
+use emulator::driver::inspect;
 use emulator::options::Options;
 use emulator::report::Kind;
 use std::ffi::{CStr, c_void};
 use std::mem::MaybeUninit;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const INVALID_VALUE: u32 = 1;
 const INVALID_CONTEXT: u32 = 201;
 const INVALID_HANDLE: u32 = 400;
 const NOT_READY: u32 = 600;
 const ILLEGAL_ADDRESS: u32 = 700;
-
-/// One driver a process: tests take turns.
-fn machine(options: &Options) -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    configure(Options { memory: 1 << 30, log: false, ..options.clone() }).unwrap();
-    turn
-}
-
-/// The result of a function that writes one.
-fn get<T>(call: impl FnOnce(Out<'_, T>) -> u32) -> T {
-    let mut out = MaybeUninit::uninit();
-    assert_eq!(call(Some(&mut out)), 0);
-    // SAFETY: functions that succeed have written their result.
-    unsafe { out.assume_init() }
-}
-
-/// Calls a function of the driver. All of them are declared unsafe.
-macro_rules! cu {
-    ($name:ident($($argument:expr),* $(,)?)) => {
-        // SAFETY: the pointers of these tests point to what the functions want.
-        unsafe { $name($($argument),*) }
-    };
-}
-
-/// A device's primary context, made current.
-fn context(device: i32) -> u64 {
-    assert_eq!(cu!(cuInit(0)), 0);
-    let context = get(|out| cu!(cuDevicePrimaryCtxRetain(out, device)));
-    assert_eq!(cu!(cuCtxSetCurrent(context)), 0);
-    context
-}
-
-fn allocate(bytes: usize) -> u64 {
-    get(|out| cu!(cuMemAlloc_v2(out, bytes)))
-}
-
-fn pinned(bytes: usize) -> u64 {
-    get(|out| cu!(cuMemHostAlloc(out, bytes, 0)))
-}
-
-fn stream() -> u64 {
-    get(|out| cu!(cuStreamCreate(out, 1)))
-}
-
-fn event() -> u64 {
-    get(|out| cu!(cuEventCreate(out, 2)))
-}
-
-fn upload(to: u64, bytes: &[u8]) {
-    assert_eq!(cu!(cuMemcpyHtoD_v2(to, bytes.as_ptr() as u64, bytes.len())), 0);
-}
-
-fn download(from: u64, count: usize) -> Vec<u8> {
-    let mut bytes = vec![0; count];
-    assert_eq!(cu!(cuMemcpyDtoH_v2(bytes.as_mut_ptr() as u64, from, count)), 0);
-    bytes
-}
 
 /// Work that fails with this code, as a kernel does that goes wrong.
 fn inject(stream: u64, code: u32) -> u32 {
@@ -87,10 +34,6 @@ fn inject(stream: u64, code: u32) -> u32 {
     }
     let regions = std::ptr::null();
     cu!(emulator_enqueue(stream, c"injected".as_ptr(), regions, 0, work, code as usize as *mut c_void))
-}
-
-fn deferred(seed: u64) -> Options {
-    Options { deferred: true, seed: Some(seed), devices: 2, ..Options::default() }
 }
 
 #[test]

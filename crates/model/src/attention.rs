@@ -21,14 +21,14 @@ use crate::simd::exponentials;
 /// Where the heads of queries, keys or values lie in a matrix with one row per token: head h of token t at
 /// `t · row_stride + first + h · step`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Heads<'a> {
+pub(crate) struct HeadsOf<'a> {
     pub(crate) data: &'a [f32],
     pub(crate) row_stride: usize,
     pub(crate) first: usize,
     pub(crate) step: usize,
 }
 
-impl<'a> Heads<'a> {
+impl<'a> HeadsOf<'a> {
     /// Head `head` of the tokens in `tokens`: [tokens, head_dim].
     fn matrix(&self, head: usize, tokens: Range<usize>, head_dim: usize) -> MatrixRef<'a> {
         let start = tokens.start * self.row_stride + self.first + head * self.step;
@@ -39,9 +39,9 @@ impl<'a> Heads<'a> {
 /// Queries, keys and values of whole sequences, and what attention does with them.
 #[derive(Clone, Debug)]
 pub(crate) struct CausalAttention<'a> {
-    pub(crate) queries: Heads<'a>,
-    pub(crate) keys: Heads<'a>,
-    pub(crate) values: Heads<'a>,
+    pub(crate) queries: HeadsOf<'a>,
+    pub(crate) keys: HeadsOf<'a>,
+    pub(crate) values: HeadsOf<'a>,
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
@@ -49,7 +49,7 @@ pub(crate) struct CausalAttention<'a> {
     /// How many keys a query sees, its own included.
     pub(crate) window: Option<usize>,
     /// What is subtracted from a score per token of distance, for each head; empty for none.
-    pub(crate) slopes: Vec<f32>,
+    pub(crate) slopes: &'a [f32],
 }
 
 /// The keys and values of one head of one sequence.
@@ -216,7 +216,7 @@ mod tests {
             };
             let (q, k) = (noise(sequences * n * heads * d, 1), noise(sequences * n * kv_heads * d, 2));
             let v = noise(sequences * n * kv_heads * d, 3);
-            let view = |data, heads| Heads { data, row_stride: heads * d, first: 0, step: d };
+            let view = |data, heads| HeadsOf { data, row_stride: heads * d, first: 0, step: d };
             let attention = CausalAttention {
                 queries: view(&q, heads),
                 keys: view(&k, kv_heads),
@@ -226,7 +226,7 @@ mod tests {
                 head_dim: d,
                 sequence_length: n,
                 window,
-                slopes: slopes.clone(),
+                slopes: &slopes,
             };
             let mut output = vec![f32::NAN; q.len()];
             attention.run(&mut output);

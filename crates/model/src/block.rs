@@ -2,16 +2,11 @@
 
 use std::sync::Arc;
 
-use checkpoint::Values;
-use half::bf16;
-use rayon::prelude::*;
-
-use crate::attention::{CausalAttention, Heads, alibi_slopes};
 use crate::description::{Positions, Residual};
-use crate::layer::{Layer, LoadedLayer, Stage, Weight, round};
-use crate::norm::LoadedNorm;
+use crate::forward::{Attend, Forward, Heads, LoadedLayer, LoadedNorm};
+use crate::layer::Stage;
 use crate::rope::Rotations;
-use crate::{Description, Error};
+use crate::{Cpu, Description};
 
 /// Tokens that the feed-forward half of [`Block::forward`] takes at a time: its intermediate activations are the widest
 /// of a block, and products gain nothing from more rows.
@@ -21,26 +16,33 @@ const FEED_FORWARD_TOKENS: usize = 512;
 /// one after another.
 ///
 /// A pruner goes through the stages in order: [`stage_inputs`](Self::stage_inputs), new weights by
-/// [`set_weight`](Self::set_weight), then, where the stage [`absorbs`](Self::absorbs), [`absorb`](Self::absorb) with the
+/// [`weight_mut`](Self::weight_mut), then, where the stage [`absorbs`](Stage::absorbs), [`absorb`](Self::absorb) with the
 /// same inputs. That leaves x as [`forward`](Self::forward) would with the new weights.
-#[derive(Clone, Debug)]
-pub struct Block<'a> {
+#[derive(Clone)]
+pub struct Block<'a, F: Forward = Cpu> {
+    pub(crate) forward: F,
     pub(crate) index: usize,
     pub(crate) description: Arc<Description>,
     pub(crate) stages: Vec<Stage>,
     /// The layers of the stages, in the same order.
-    pub(crate) layers: [Vec<LoadedLayer<'a>>; 4],
-    pub(crate) norms: [LoadedNorm; 2],
+    pub(crate) layers: [Vec<LoadedLayer<'a, F>>; 4],
+    pub(crate) norms: [LoadedNorm<F::Vector>; 2],
     /// Those of heads of q and of k.
-    pub(crate) qk_norms: Option<[LoadedNorm; 2]>,
+    pub(crate) qk_norms: Option<[LoadedNorm<F::Vector>; 2]>,
+    /// `[heads]`, of ALiBi.
+    pub(crate) slopes: Option<F::Vector>,
     pub(crate) rotations: Rotations,
-    pub(crate) rounds_inputs: bool,
 }
 
-impl<'a> Block<'a> {
+impl<'a, F: Forward> Block<'a, F> {
     /// The number of the block in its model.
     pub fn index(&self) -> usize {
         self.index
+    }
+
+    /// The same block, computing with another forward pass that works in the same place as the one that loaded it.
+    pub fn on(self, forward: F) -> Self {
+        Self { forward, ..self }
     }
 
     /// The four stages, in order.
@@ -48,202 +50,130 @@ impl<'a> Block<'a> {
         &self.stages
     }
 
-    /// Replaces the weight of a layer.
+    /// The weight of a layer, to be replaced by another of its shape.
     ///
     /// # Panics
-    /// If this block has no layer of this name, or the weight does not have its size.
-    pub fn set_weight(&mut self, layer: &str, weight: Weight<'static>) {
-        let Some(loaded) = self.layers.iter_mut().flatten().find(|loaded| loaded.layer.name == layer) else {
-            panic!("block {} has no layer `{layer}`", self.index);
-        };
-        let Layer { rows, columns, .. } = loaded.layer;
-        assert_eq!(weight.len(), rows * columns, "a weight [{rows}, {columns}] for `{layer}`");
-        loaded.weight = weight;
-    }
-
-    /// From now on, linear layers whose weights are bf16 read their inputs rounded to bf16 too. Processors that multiply
-    /// bf16 do so at twice the rate of f32; on all of them the results are the same but for the order of sums. What
-    /// [`stage_inputs`](Self::stage_inputs) returns is rounded only as far as layers before it were.
-    ///
-    /// For a residual stream that is itself kept in bf16: what a norm makes of it is then known no better than that.
-    pub fn round_inputs(&mut self) {
-        self.rounds_inputs = true;
+    /// If this block has no layer of this name.
+    pub fn weight_mut(&mut self, layer: &str) -> &mut F::Weight<'a> {
+        match self.layers.iter_mut().flatten().find(|loaded| loaded.layer.name == layer) {
+            Some(loaded) => &mut loaded.weight,
+            None => panic!("block {} has no layer `{layer}`", self.index),
+        }
     }
 
     /// The inputs [tokens, width] of a stage, with the present weights of the stage before where that is in the same
     /// half. Stages 0 and 1 need the block's input x; stages 2 and 3 need x after stage 1 was absorbed.
     ///
     /// # Errors
-    /// [`Error::ActivationNotFinite`] or [`Error::WeightNotFinite`] where a number is not finite.
+    /// [`ActivationNotFinite`](crate::Error::ActivationNotFinite) or [`WeightNotFinite`](crate::Error::WeightNotFinite) where a number is not finite and that is known; if there
+    /// is no room.
     ///
     /// # Panics
     /// If there is no such stage, or x is no whole number of sequences.
-    pub fn stage_inputs(&self, stage: usize, x: &[f32], sequence_length: usize) -> Result<Vec<f32>, Error> {
-        self.check_extent(x, sequence_length);
+    pub fn stage_inputs(&self, stage: usize, x: &F::Stream, sequence_length: usize) -> Result<F::Inputs, F::Error> {
         match stage {
-            0 => Ok(self.half_input(0, x)),
-            1 => self.attention(&self.half_input(0, x), sequence_length),
-            2 => Ok(self.half_input(1, x)),
-            3 => self.feed_forward(&self.half_input(1, x)),
+            0 => self.half_input(0, x),
+            1 => self.attention(F::view(&self.half_input(0, x)?), sequence_length),
+            2 => self.half_input(1, x),
+            3 => self.feed_forward(F::view(&self.half_input(1, x)?)),
             _ => panic!("a block has stages 0 to 3, not {stage}"),
         }
     }
 
-    /// Whether the output of a stage joins the residual stream.
-    pub fn absorbs(stage: usize) -> bool {
-        stage % 2 == 1
-    }
-
-    /// Updates x with the output of a stage that [`absorbs`](Self::absorbs), from the stage's inputs
-    /// [tokens, width], in whatever type they were kept, and its present weight.
+    /// Updates x with the output of a stage that [`absorbs`](Stage::absorbs), from the stage's inputs [tokens, width], in
+    /// whatever type they were kept, and its present weight.
     ///
     /// # Errors
-    /// [`Error::ActivationNotFinite`] or [`Error::WeightNotFinite`] where a number is not finite.
+    /// As [`Block::stage_inputs`].
     ///
     /// # Panics
     /// If the stage does not absorb, or x and inputs are of different numbers of tokens.
-    pub fn absorb(&self, stage: usize, x: &mut [f32], inputs: Values<'_>) -> Result<(), Error> {
-        assert!(Self::absorbs(stage), "the output of stage {stage} goes to stage {}", stage + 1);
+    pub fn absorb(&self, stage: usize, x: &mut F::Stream, inputs: F::View<'_>) -> Result<(), F::Error> {
+        assert!(Stage::absorbs(stage), "the output of stage {stage} goes to stage {}", stage + 1);
         let norm = &self.norms[stage / 2];
         let residual = self.description.blocks.residual;
         if residual == Residual::Normed {
-            norm.apply(x);
+            self.forward.norm_in_place(norm, x)?;
         }
-        let rounded = self.rounded(stage, inputs);
-        let inputs = rounded.as_deref().map_or(inputs, Values::Bf16);
-        for layer in &self.layers[stage] {
-            layer.add_to(x, inputs).map_err(|error| error.in_block(self.index))?;
-        }
+        self.forward.add(x, &self.layers[stage], inputs).map_err(|error| self.locate(error))?;
         if residual == Residual::NormAfter {
-            norm.apply(x);
+            self.forward.norm_in_place(norm, x)?;
         }
         Ok(())
     }
 
-    /// x ← the block's output for x.
+    /// x ← the block's output for x, the residual stream of `tokens` tokens.
     ///
     /// # Errors
-    /// [`Error::ActivationNotFinite`] or [`Error::WeightNotFinite`] where a number is not finite.
+    /// As [`Block::stage_inputs`].
     ///
     /// # Panics
     /// If x is no whole number of sequences.
-    pub fn forward(&self, x: &mut [f32], sequence_length: usize) -> Result<(), Error> {
+    pub fn forward(&self, x: &mut F::Stream, tokens: usize, sequence_length: usize) -> Result<(), F::Error> {
         let context = self.stage_inputs(1, x, sequence_length)?;
-        self.absorb(1, x, Values::F32(&context))?;
+        self.absorb(1, x, F::view(&context))?;
         drop(context);
-        let parts = x.chunks_mut(FEED_FORWARD_TOKENS * self.description.hidden);
-        for (part, x) in parts.enumerate() {
-            let inputs = self.feed_forward(&self.half_input(1, x));
-            let absorbed = inputs.and_then(|inputs| self.absorb(3, x, Values::F32(&inputs)));
-            absorbed.map_err(|error| error.after_tokens(part * FEED_FORWARD_TOKENS))?;
+        let hidden = self.description.hidden;
+        for first in (0..tokens).step_by(FEED_FORWARD_TOKENS) {
+            let absorb = || {
+                let mut part = self.forward.part(x, hidden, first..tokens.min(first + FEED_FORWARD_TOKENS))?;
+                let inputs = self.stage_inputs(3, &part, 1)?;
+                self.absorb(3, &mut part, F::view(&inputs))?;
+                Ok(part)
+            };
+            let part = absorb().map_err(|error| F::locate(error, None, first))?;
+            self.forward.put(x, hidden, first, &part)?;
         }
         Ok(())
     }
 
     /// What the first stage of a half reads.
-    fn half_input(&self, half: usize, x: &[f32]) -> Vec<f32> {
+    fn half_input(&self, half: usize, x: &F::Stream) -> Result<F::Inputs, F::Error> {
         match self.description.blocks.residual {
-            Residual::NormBefore | Residual::Normed => self.norms[half].applied(x),
-            Residual::NormAfter => x.to_vec(),
-        }
-    }
-
-    /// The inputs of a stage as its layers read them, if they have to be rounded for that.
-    fn rounded(&self, stage: usize, inputs: Values<'_>) -> Option<Vec<bf16>> {
-        let wanted =
-            self.rounds_inputs && self.layers[stage].iter().all(|layer| matches!(layer.weight, Weight::Bf16(_)));
-        match inputs {
-            Values::F32(inputs) if wanted => Some(round(inputs)),
-            _ => None,
+            Residual::NormBefore | Residual::Normed => self.forward.norm(&self.norms[half], x),
+            Residual::NormAfter => self.forward.inputs(x, self.description.hidden),
         }
     }
 
     /// From the inputs of stage 0 to those of stage 1.
-    fn attention(&self, inputs: &[f32], sequence_length: usize) -> Result<Vec<f32>, Error> {
+    fn attention(&self, inputs: F::View<'_>, sequence_length: usize) -> Result<F::Inputs, F::Error> {
         let shape = &self.description.blocks.attention;
-        let d = shape.head_dim;
-        let mut projected = self.apply(0, inputs)?;
-        // (matrix, column of head 0, columns from head to head, heads) of q, k and v.
-        let counts = [shape.heads, shape.kv_heads, shape.kv_heads];
-        let places: [(usize, usize, usize, usize); 3] = match projected.len() {
-            1 => std::array::from_fn(|part| (0, part * d, 3 * d, counts[part])),
-            _ => std::array::from_fn(|part| (part, 0, d, counts[part])),
+        let projected = self.apply(0, inputs)?;
+        let fused = projected.len() == 1;
+        let heads = |part: usize, count: usize| {
+            let layer = if fused { 0 } else { part };
+            let (first, step) = if fused { (part * shape.head_dim, 3 * shape.head_dim) } else { (0, shape.head_dim) };
+            Heads { layer, width: self.layers[0][layer].layer.rows, first, step, count }
         };
-        let rotation = match &shape.positions {
-            Positions::Rope(rope) => Some(self.rotations.get(rope, sequence_length)),
-            Positions::Embedded | Positions::Alibi => None,
-        };
-        let row_stride = |matrix: usize| self.layers[0][matrix].layer.rows;
-        if self.qk_norms.is_some() || rotation.is_some() {
-            for (part, &(matrix, first, step, heads)) in places[..2].iter().enumerate() {
-                let norm = self.qk_norms.as_ref().map(|norms| &norms[part]);
-                let rows = projected[matrix].par_chunks_mut(row_stride(matrix));
-                rows.enumerate().with_min_len(8).for_each(|(token, row)| {
-                    for head in 0..heads {
-                        let head = &mut row[first + head * step..][..d];
-                        if let Some(norm) = norm {
-                            norm.apply_to_row(head);
-                        }
-                        if let Some(rotation) = &rotation {
-                            rotation.turn(token % sequence_length, head);
-                        }
-                    }
-                });
-            }
-        }
-        let [queries, keys, values] = places.map(|(matrix, first, step, _)| Heads {
-            data: &projected[matrix],
-            row_stride: row_stride(matrix),
-            first,
-            step,
-        });
-        let attention = CausalAttention {
-            queries,
-            keys,
-            values,
-            heads: shape.heads,
-            kv_heads: shape.kv_heads,
-            head_dim: d,
+        let attend = Attend {
+            heads: [heads(0, shape.heads), heads(1, shape.kv_heads), heads(2, shape.kv_heads)],
+            head_dim: shape.head_dim,
             sequence_length,
             window: self.description.blocks.windows[self.index],
-            slopes: match shape.positions {
-                Positions::Alibi => alibi_slopes(shape.heads),
-                Positions::Embedded | Positions::Rope(_) => Vec::new(),
+            norms: self.qk_norms.as_ref(),
+            rotation: match &shape.positions {
+                Positions::Rope(rope) => Some(self.rotations.get(rope, sequence_length)),
+                Positions::Embedded | Positions::Alibi => None,
             },
+            slopes: self.slopes.as_ref(),
         };
-        let mut context = vec![0.0; inputs.len() / self.stages[0].width * self.stages[1].width];
-        attention.run(&mut context);
-        Ok(context)
+        self.forward.attend(projected, &attend)
     }
 
     /// From the inputs of stage 2 to those of stage 3.
-    fn feed_forward(&self, inputs: &[f32]) -> Result<Vec<f32>, Error> {
-        let activation = self.description.blocks.activation;
-        // Every architecture declares one layer here, or a gate and one.
+    fn feed_forward(&self, inputs: F::View<'_>) -> Result<F::Inputs, F::Error> {
         let mut outputs = self.apply(2, inputs)?.into_iter();
-        let mut first = outputs.next().unwrap_or_default();
-        match outputs.next() {
-            Some(up) => activation.apply_gated(&mut first, &up),
-            None => activation.apply(&mut first),
-        }
-        Ok(first)
+        // Every architecture declares one layer here, or a gate and one.
+        let Some(first) = outputs.next() else { unreachable!("a stage without layers") };
+        self.forward.activate(self.description.blocks.activation, first, outputs.next())
     }
 
     /// The outputs of all layers of a stage.
-    fn apply(&self, stage: usize, inputs: &[f32]) -> Result<Vec<Vec<f32>>, Error> {
-        let rounded = self.rounded(stage, Values::F32(inputs));
-        let inputs = rounded.as_deref().map_or(Values::F32(inputs), Values::Bf16);
-        let outputs = self.layers[stage].iter().map(|layer| layer.apply(inputs));
-        outputs.collect::<Result<_, _>>().map_err(|error| error.in_block(self.index))
+    fn apply(&self, stage: usize, inputs: F::View<'_>) -> Result<Vec<F::Outputs>, F::Error> {
+        self.forward.apply(&self.layers[stage], inputs).map_err(|error| self.locate(error))
     }
 
-    fn check_extent(&self, x: &[f32], sequence_length: usize) {
-        let sequence = sequence_length * self.description.hidden;
-        assert!(
-            sequence > 0 && x.len().is_multiple_of(sequence),
-            "{} activations are no whole number of sequences [{sequence_length}, {}]",
-            x.len(),
-            self.description.hidden
-        );
+    fn locate(&self, error: F::Error) -> F::Error {
+        F::locate(error, Some(self.index), 0)
     }
 }

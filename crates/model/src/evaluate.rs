@@ -1,6 +1,6 @@
 //! Perplexity as the field computes it: windows that do not overlap, mean over predicted tokens.
 
-use crate::{Error, Model};
+use crate::{Error, Forward, Model};
 
 /// Activations held at a time: 256 MiB. Every block's weights are read once for as many windows as that holds.
 const ACTIVATIONS: usize = (1 << 28) / 4;
@@ -25,16 +25,18 @@ pub struct Evaluation {
 ///
 /// # Errors
 /// [`Error::SequenceLength`] if a window predicts nothing, or `tokens` are not one window; those of
-/// [`Model::embed`], [`Model::block`], [`Block::forward`](crate::Block::forward) and [`Model::losses`].
-pub fn evaluate(
+/// [`Embedding::embed`](crate::Embedding::embed), [`Model::block`], [`Block::forward`](crate::Block::forward) and
+/// [`Head::losses`](crate::Head::losses).
+pub fn evaluate<F: Forward>(
+    forward: &F,
     model: &Model<'_>,
     tokens: &[u32],
     sequence_length: usize,
     mut progress: impl FnMut(usize, usize),
-) -> Result<Evaluation, Error> {
+) -> Result<Evaluation, F::Error> {
     if sequence_length < 2 || tokens.len() < sequence_length {
         let expected = format!("at least 2, of which the second is predicted, and at most the {} given", tokens.len());
-        return Err(Error::SequenceLength { found: sequence_length, expected });
+        return Err(Error::SequenceLength { found: sequence_length, expected }.into());
     }
     let windows = tokens.len() / sequence_length;
     let tokens = &tokens[..windows * sequence_length];
@@ -46,17 +48,25 @@ pub fn evaluate(
     let mut done = 0;
     let mut total = 0.0;
     for tokens in tokens.chunks(group * sequence_length) {
-        let mut x = model.embed(tokens, sequence_length)?;
+        let embedding = model.embedding(forward)?;
+        let mut parts: Vec<F::Stream> =
+            tokens.chunks(chunk).map(|tokens| embedding.embed(tokens, sequence_length)).collect::<Result<_, _>>()?;
+        drop(embedding);
         for index in 0..model.blocks() {
-            let block = model.block(index)?;
-            for (part, x) in x.chunks_mut(chunk * model.hidden()).enumerate() {
-                block.forward(x, sequence_length).map_err(|error| error.after_tokens(part * chunk))?;
+            let block = model.block(forward, index)?;
+            for (part, (x, tokens)) in parts.iter_mut().zip(tokens.chunks(chunk)).enumerate() {
+                let done = block.forward(x, tokens.len(), sequence_length);
+                done.map_err(|error| F::locate(error, None, part * chunk))?;
             }
             model.release(index);
             done += 1;
             progress(done, steps);
         }
-        total += model.losses(&x, tokens, sequence_length)?.iter().sum::<f64>();
+        let head = model.head(forward)?;
+        for (part, (x, tokens)) in parts.iter().zip(tokens.chunks(chunk)).enumerate() {
+            let losses = head.losses(x, tokens, sequence_length);
+            total += losses.map_err(|error| F::locate(error, None, part * chunk))?.iter().sum::<f64>();
+        }
         done += 1;
         progress(done, steps);
     }

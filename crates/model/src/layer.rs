@@ -7,9 +7,10 @@ use half::{bf16, f16};
 use linalg::{Element, MatrixMut, MatrixRef, Region, gemm};
 use rayon::prelude::*;
 
-use crate::Error;
+use crate::forward::LoadedLayer;
 use crate::norm::add;
 use crate::simd::{all_finite, first_not_finite};
+use crate::{Cpu, Error};
 
 /// Elements of one task of a pass over memory.
 const RUN: usize = 1 << 15;
@@ -32,6 +33,13 @@ pub struct Stage {
     pub layers: Vec<Layer>,
     /// Columns of the input they share.
     pub width: usize,
+}
+
+impl Stage {
+    /// Whether the output of a block's stage of this number joins the residual stream.
+    pub fn absorbs(number: usize) -> bool {
+        number % 2 == 1
+    }
 }
 
 /// A weight, row-major, in the type it is stored in; borrowed from a checkpoint's memory map or owned.
@@ -68,8 +76,10 @@ impl Weight<'static> {
             Dtype::Other(_) => return Err(checkpoint::Error::NarrowDtype { dtype }),
         })
     }
+}
 
-    /// Its bytes, as a checkpoint has them.
+impl Weight<'_> {
+    /// Its bytes, as a checkpoint has them; a copy of them first, where they are borrowed.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
             Self::F32(values) => bytemuck::cast_slice_mut(values.to_mut()),
@@ -77,9 +87,7 @@ impl Weight<'static> {
             Self::Bf16(values) => bytemuck::cast_slice_mut(values.to_mut()),
         }
     }
-}
 
-impl Weight<'_> {
     /// The elements where they lie.
     pub fn values(&self) -> Values<'_> {
         match self {
@@ -87,11 +95,6 @@ impl Weight<'_> {
             Self::F16(values) => Values::F16(values),
             Self::Bf16(values) => Values::Bf16(values),
         }
-    }
-
-    /// The number of elements.
-    pub(crate) fn len(&self) -> usize {
-        self.values().len()
     }
 
     /// Fails at the first element that is NaN or infinite; `tensor` is the name to blame.
@@ -144,16 +147,7 @@ pub(crate) fn multiply(
     }
 }
 
-/// A linear layer with its numbers.
-#[derive(Clone, Debug)]
-pub(crate) struct LoadedLayer<'a> {
-    pub(crate) layer: Layer,
-    pub(crate) weight: Weight<'a>,
-    /// `[rows]`.
-    pub(crate) bias: Option<Vec<f32>>,
-}
-
-impl LoadedLayer<'_> {
+impl LoadedLayer<'_, Cpu> {
     /// W·x + b for inputs [tokens, columns].
     pub(crate) fn apply(&self, inputs: Values<'_>) -> Result<Vec<f32>, Error> {
         let mut output = vec![0.0; inputs.len() / self.layer.columns * self.layer.rows];

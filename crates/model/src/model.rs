@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use checkpoint::{Checkpoint, Dtype, Values};
-use linalg::Element;
-use rayon::prelude::*;
+use checkpoint::{Checkpoint, Dtype};
 
-use crate::Error;
+use crate::attention::alibi_slopes;
 use crate::block::Block;
-use crate::description::{Description, HEAD_WEIGHT, Linear, Norm, NormKind};
-use crate::layer::{Layer, LoadedLayer, Stage, Weight, not_finite};
-use crate::norm::{LoadedNorm, add};
+use crate::description::{Description, HEAD_WEIGHT, Linear, Norm, NormKind, Positions};
+use crate::forward::{Forward, LoadedLayer, LoadedNorm, Table};
+use crate::layer::{Layer, Stage, Weight};
 use crate::rope::Rotations;
 use crate::simd::first_not_finite;
+use crate::{Cpu, Error};
 
 /// A decoder-only transformer in a checkpoint.
 #[derive(Clone, Debug)]
@@ -26,6 +25,55 @@ pub struct Model<'a> {
     /// The tensor that makes logits; the embedding itself where the two are tied.
     head: String,
     rotations: Rotations,
+}
+
+/// What precedes the first block.
+pub struct Embedding<'a, F: Forward = Cpu> {
+    forward: F,
+    tokens: Table<'a, F>,
+    projection: Option<LoadedLayer<'a, F>>,
+    /// With the row of position 0.
+    positions: Option<(Table<'a, F>, usize)>,
+    norm: Option<LoadedNorm<F::Vector>>,
+}
+
+impl<F: Forward> Embedding<'_, F> {
+    /// The input [tokens, hidden] of the first block.
+    ///
+    /// # Errors
+    /// [`Error::Token`] for a token outside the vocabulary; [`Error::SequenceLength`] if there are fewer learned
+    /// positions; [`Error::WeightNotFinite`] for an embedding with NaN or infinity, where that is known; if there is no room.
+    ///
+    /// # Panics
+    /// If `tokens` is no whole number of sequences.
+    pub fn embed(&self, tokens: &[u32], sequence_length: usize) -> Result<F::Stream, F::Error> {
+        assert!(
+            sequence_length > 0 && tokens.len().is_multiple_of(sequence_length),
+            "{} tokens are no whole number of sequences of {sequence_length}",
+            tokens.len()
+        );
+        let vocabulary = self.tokens.rows;
+        if let Some((position, &token)) = tokens.iter().enumerate().find(|(_, token)| **token as usize >= vocabulary) {
+            return Err(Error::Token { token, position, vocabulary }.into());
+        }
+        let mut x = self.forward.look_up(&self.tokens, tokens)?;
+        if let Some(projection) = &self.projection {
+            let inputs = self.forward.inputs(&x, self.tokens.columns)?;
+            x = self.forward.project(projection, F::view(&inputs))?;
+        }
+        if let Some((table, offset)) = &self.positions {
+            let most = table.rows - offset;
+            if sequence_length > most {
+                let expected = format!("at most {most}, for which the model has positions");
+                return Err(Error::SequenceLength { found: sequence_length, expected }.into());
+            }
+            self.forward.add_positions(&mut x, table, *offset, sequence_length)?;
+        }
+        if let Some(norm) = &self.norm {
+            self.forward.norm_in_place(norm, &mut x)?;
+        }
+        Ok(x)
+    }
 }
 
 impl<'a> Model<'a> {
@@ -87,41 +135,46 @@ impl<'a> Model<'a> {
         self.description.blocks.stages.iter().map(stage).collect()
     }
 
-    /// Loads a block: norms and biases as f32, weights where they lie.
+    /// Loads a block: norms and biases as f32, weights as they are stored.
     ///
     /// # Errors
-    /// [`Error::WeightNotFinite`] for a norm or bias with NaN or infinity.
+    /// [`Error::WeightNotFinite`] for a norm or bias with NaN or infinity; if there is no room.
     ///
     /// # Panics
     /// If there is no such block.
-    pub fn block(&self, index: usize) -> Result<Block<'a>, Error> {
+    pub fn block<F: Forward>(&self, forward: &F, index: usize) -> Result<Block<'a, F>, F::Error> {
         assert!(index < self.blocks(), "block {index} of {}", self.blocks());
         let blocks = &self.description.blocks;
-        let norm = |name: &str, columns| self.norm(&self.name_in_block(index, name), columns);
+        let norm = |name: &str, columns| self.norm(forward, &self.name_in_block(index, name), columns);
         let qk_norms = match blocks.attention.qk_norm {
             Some([q, k]) => Some([norm(q, blocks.attention.head_dim)?, norm(k, blocks.attention.head_dim)?]),
             None => None,
         };
         let load = |linear: &Linear| {
             let layer = self.layer(index, linear);
-            let weight = self.checkpoint.tensor(&layer.name)?.values()?.into();
+            let weight = forward.weight(self.stored(&layer.name)?, layer.rows, layer.columns)?;
             let bias = format!("{}.bias", self.name_in_block(index, linear.name));
-            let bias = linear.bias.then(|| self.vector(&bias)).transpose()?;
+            let bias = linear.bias.then(|| forward.vector(self.vector(&bias)?)).transpose()?;
             Ok(LoadedLayer { layer, weight, bias })
         };
-        let mut layers: [Vec<LoadedLayer<'a>>; 4] = Default::default();
+        let mut layers: [Vec<LoadedLayer<'a, F>>; 4] = Default::default();
         for (layers, linears) in layers.iter_mut().zip(&blocks.stages) {
-            *layers = linears.iter().map(load).collect::<Result<_, Error>>()?;
+            *layers = linears.iter().map(load).collect::<Result<_, F::Error>>()?;
         }
+        let slopes = match blocks.attention.positions {
+            Positions::Alibi => Some(forward.vector(alibi_slopes(blocks.attention.heads))?),
+            Positions::Embedded | Positions::Rope(_) => None,
+        };
         Ok(Block {
+            forward: forward.clone(),
             index,
             description: self.description.clone(),
             stages: self.stages(index),
             layers,
             norms: [norm(blocks.norms[0], self.hidden())?, norm(blocks.norms[1], self.hidden())?],
             qk_norms,
+            slopes,
             rotations: self.rotations.clone(),
-            rounds_inputs: false,
         })
     }
 
@@ -142,92 +195,68 @@ impl<'a> Model<'a> {
         outer.into_iter().chain(blocks).map(|(name, _)| name)
     }
 
-    /// The input [tokens, hidden] of the first block.
+    /// Loads what precedes the first block.
     ///
     /// # Errors
-    /// [`Error::Token`] for a token outside the vocabulary; [`Error::SequenceLength`] if there are fewer learned
-    /// positions; [`Error::WeightNotFinite`] for an embedding with NaN or infinity.
-    ///
-    /// # Panics
-    /// If `tokens` is no whole number of sequences.
-    pub fn embed(&self, tokens: &[u32], sequence_length: usize) -> Result<Vec<f32>, Error> {
-        assert!(
-            sequence_length > 0 && tokens.len().is_multiple_of(sequence_length),
-            "{} tokens are no whole number of sequences of {sequence_length}",
-            tokens.len()
-        );
-        let Description { vocabulary, hidden, max_sequence_length, .. } = *self.description;
-        let embedding = &self.description.embedding;
-        if let Some((position, &token)) = tokens.iter().enumerate().find(|(_, token)| **token as usize >= vocabulary) {
-            return Err(Error::Token { token, position, vocabulary });
-        }
-        let mut x = self.look_up(tokens, embedding.width)?;
-        if let Some(projection) = embedding.project_in {
-            x = self.projection(projection, hidden, embedding.width)?.apply(Values::F32(&x))?;
-        }
-        if let Some(positions) = embedding.positions {
-            if sequence_length > max_sequence_length {
-                let expected = format!("at most {max_sequence_length}, for which the model has positions");
-                return Err(Error::SequenceLength { found: sequence_length, expected });
-            }
-            let vectors = self.vector(&format!("{}.weight", self.name(positions.name)))?;
-            let vectors = &vectors[positions.offset * hidden..];
-            x.par_chunks_mut(hidden).enumerate().for_each(|(token, row)| {
-                add(row, &vectors[token % sequence_length * hidden..][..hidden]);
-            });
-        }
-        if let Some(norm) = embedding.norm {
-            self.norm(&self.name(norm), hidden)?.apply(&mut x);
-        }
-        Ok(x)
+    /// [`Error::WeightNotFinite`] for a norm with NaN or infinity; if there is no room.
+    pub fn embedding<F: Forward>(&self, forward: &F) -> Result<Embedding<'a, F>, F::Error> {
+        let Description { vocabulary, hidden, max_sequence_length, ref embedding, .. } = *self.description;
+        let table = |name: &str, rows: usize, columns: usize| {
+            let values = forward.weight(self.stored(name)?, rows, columns)?;
+            Ok::<_, F::Error>(Table { name: name.to_owned(), values, rows, columns })
+        };
+        let positions = embedding.positions.map(|positions| {
+            let name = format!("{}.weight", self.name(positions.name));
+            Ok::<_, F::Error>((table(&name, max_sequence_length + positions.offset, hidden)?, positions.offset))
+        });
+        let projection = embedding.project_in.map(|name| self.projection(forward, name, hidden, embedding.width));
+        Ok(Embedding {
+            forward: forward.clone(),
+            tokens: table(&self.embedding, vocabulary, embedding.width)?,
+            projection: projection.transpose()?,
+            positions: positions.transpose()?,
+            norm: embedding.norm.map(|norm| self.norm(forward, &self.name(norm), hidden)).transpose()?,
+        })
     }
 
-    /// The rows [tokens, width] of the embedding.
-    fn look_up(&self, tokens: &[u32], width: usize) -> Result<Vec<f32>, Error> {
-        fn gather<T: Element>(table: &[T], tokens: &[u32], width: usize, rows: &mut [f32]) {
-            rows.par_chunks_mut(width).zip(tokens).with_min_len(16).for_each(|(row, &token)| {
-                T::widen(&table[token as usize * width..][..width], row);
-            });
-        }
-        let mut rows = vec![0.0; tokens.len() * width];
-        match self.checkpoint.tensor(&self.embedding)?.values()? {
-            Values::F32(table) => gather(table, tokens, width, &mut rows),
-            Values::F16(table) => gather(table, tokens, width, &mut rows),
-            Values::Bf16(table) => gather(table, tokens, width, &mut rows),
-        }
-        match not_finite(&rows, width) {
-            None => Ok(rows),
-            Some((token, column, value)) => {
-                let position = tokens[token] as usize * width + column;
-                Err(Error::WeightNotFinite { tensor: self.embedding.clone(), position, value })
-            }
-        }
+    /// A tensor as it is stored.
+    fn stored(&self, name: &str) -> Result<Weight<'a>, Error> {
+        Ok(self.checkpoint.tensor(name)?.values()?.into())
     }
 
     /// A linear layer [rows, columns] without bias, outside the blocks.
-    pub(crate) fn projection(&self, name: &str, rows: usize, columns: usize) -> Result<LoadedLayer<'a>, Error> {
+    pub(crate) fn projection<F: Forward>(
+        &self,
+        forward: &F,
+        name: &str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<LoadedLayer<'a, F>, F::Error> {
         let name = format!("{}.weight", self.name(name));
-        let weight = self.checkpoint.tensor(&name)?.values()?.into();
+        let weight = forward.weight(self.stored(&name)?, rows, columns)?;
         Ok(LoadedLayer { layer: Layer { name, rows, columns }, weight, bias: None })
     }
 
     /// The weight [vocabulary, width] that makes logits, and its name.
-    pub(crate) fn head(&self) -> Result<(Weight<'a>, &str), Error> {
-        Ok((self.checkpoint.tensor(&self.head)?.values()?.into(), &self.head))
+    pub(crate) fn head_weight(&self) -> Result<(Weight<'a>, &str), Error> {
+        Ok((self.stored(&self.head)?, &self.head))
     }
 
     /// A norm over rows of so many columns.
-    pub(crate) fn norm(&self, name: &str, columns: usize) -> Result<LoadedNorm, Error> {
+    pub(crate) fn norm<F: Forward>(
+        &self,
+        forward: &F,
+        name: &str,
+        columns: usize,
+    ) -> Result<LoadedNorm<F::Vector>, F::Error> {
         let norm = self.description.norm;
         let scale = match norm.affine {
             true => self.vector(&format!("{name}.weight"))?,
             false => vec![1.0; columns],
         };
-        let shift = match norm.affine && norm.kind == NormKind::Layer {
-            true => self.vector(&format!("{name}.bias"))?,
-            false => Vec::new(),
-        };
-        Ok(LoadedNorm { norm, scale, shift })
+        let shifts = norm.affine && norm.kind == NormKind::Layer;
+        let shift = shifts.then(|| forward.vector(self.vector(&format!("{name}.bias"))?)).transpose()?;
+        Ok(LoadedNorm { norm, scale: forward.vector(scale)?, shift })
     }
 
     /// A small tensor as f32, all of it finite.

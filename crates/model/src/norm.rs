@@ -2,24 +2,15 @@
 
 use rayon::prelude::*;
 
-use crate::description::{Norm, NormKind};
+use crate::description::NormKind;
+use crate::forward::LoadedNorm;
 use crate::simd::{sum, sum_of_squares};
 use linalg::vectorized;
 
 /// Rows of one task.
 const ROWS: usize = 16;
 
-/// A norm with its learned parameters.
-#[derive(Clone, Debug)]
-pub(crate) struct LoadedNorm {
-    pub(crate) norm: Norm,
-    /// `[columns]`; all ones where the norm has none.
-    pub(crate) scale: Vec<f32>,
-    /// `[columns]`; empty where the norm has none.
-    pub(crate) shift: Vec<f32>,
-}
-
-impl LoadedNorm {
+impl LoadedNorm<Vec<f32>> {
     /// x ← norm(x), for rows of as many columns as there are scales.
     pub(crate) fn apply(&self, x: &mut [f32]) {
         let columns = self.scale.len();
@@ -28,13 +19,6 @@ impl LoadedNorm {
                 self.apply_to_row(row);
             }
         });
-    }
-
-    /// norm(x), leaving x alone.
-    pub(crate) fn applied(&self, x: &[f32]) -> Vec<f32> {
-        let mut normed = x.to_vec();
-        self.apply(&mut normed);
-        normed
     }
 
     /// One row, on the calling thread.
@@ -47,8 +31,8 @@ impl LoadedNorm {
         let mean_square = sum_of_squares(row, center) / columns;
         let factor = 1.0 / (mean_square + self.norm.epsilon).sqrt();
         rescale(row, center, factor, &self.scale);
-        if !self.shift.is_empty() {
-            add(row, &self.shift);
+        if let Some(shift) = &self.shift {
+            add(row, shift);
         }
     }
 }

@@ -205,7 +205,7 @@ fn yarn_attention_factor(section: &Config, factor: f64) -> Result<f64, Error> {
 
 /// Cosines and sines of all positions of a sequence.
 #[derive(Debug)]
-pub(crate) struct Rotation {
+pub struct Rotation {
     sequence_length: usize,
     half: usize,
     /// [sequence_length, half].
@@ -227,6 +227,16 @@ impl Rotation {
             }
         });
         Self { sequence_length, half, cosines, sines }
+    }
+
+    /// [sequence_length, head_dim / 2].
+    pub fn cosines(&self) -> &[f32] {
+        &self.cosines
+    }
+
+    /// [sequence_length, head_dim / 2].
+    pub fn sines(&self) -> &[f32] {
+        &self.sines
     }
 
     /// Turns one head of the token at `position`.

@@ -200,3 +200,17 @@ pub fn activation_tolerance(x: f64, up: f64) -> f64 {
 pub fn loss_tolerance(steps: usize, spread: f64) -> f64 {
     gamma(8 * (steps + 1), UNIT_F32) + 2.0 * (steps + 1) as f64 * UNIT_F32 * spread
 }
+
+/// How far two f32 forward passes of `products` matrix products in a row, of up to `columns` terms each, may be apart, as a share
+/// of the spread of what they compute: each product adds errors like a random walk of √columns steps of one unit roundoff, on
+/// both sides; the worst of thousands of entries lies five standard deviations out.
+pub fn forward_tolerance(products: usize, columns: usize) -> f64 {
+    2.0 * 5.0 * products as f64 * (columns as f64).sqrt() * UNIT_F32
+}
+
+/// What comes to [`forward_tolerance`] where one of the two rounds what it computes to a narrower type, `roundings` times in a row:
+/// each moves every number by at most one unit of itself, at random; the worst entry lies five standard deviations out, and what
+/// a block changes for one layer, softmax and activations may double for the next.
+pub fn rounded_forward_tolerance(roundings: usize, unit: f64) -> f64 {
+    2.0 * 5.0 * (roundings as f64).sqrt() * unit
+}

@@ -65,7 +65,7 @@ impl Device {
         let length = request.sequence_length(shapes);
         // Attention takes whole sequences; where those are longer than a chunk, one at a time.
         let chunk = |index: usize| {
-            match index < crate::blocks::FEED_FORWARD {
+            match index < crate::backend::FEED_FORWARD {
                 true => (choice.chunk / length).max(1) * length,
                 false => choice.chunk,
             }

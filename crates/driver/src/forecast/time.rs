@@ -74,7 +74,7 @@ impl Times {
             times.forward += forward;
             // Stages that end a half of the block keep as many inputs as fit a buffer as wide as the residual stream, and
             // make the others again.
-            if model::Block::absorbs(index) {
+            if model::Stage::absorbs(index) {
                 times.forward += (1.0 - shapes.hidden as f64 / columns).max(0.0) * before;
             }
             before = forward;

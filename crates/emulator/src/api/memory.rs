@@ -119,31 +119,6 @@ api! {
 
     fn cuMemFree_v2(address: u64) |driver| { driver.free(address, false) }
 
-    fn cuMemAllocAsync(address: Out<'_, u64>, bytes: usize, stream: u64) |driver| {
-        let Some(out) = address else { return Err(invalid("the pointer for the address is null")) };
-        out.write(driver.allocate_async(bytes, stream)?);
-        Ok(())
-    }
-
-    fn cuMemAllocFromPoolAsync(address: Out<'_, u64>, bytes: usize, _pool: u64, stream: u64) |driver| {
-        let Some(out) = address else { return Err(invalid("the pointer for the address is null")) };
-        out.write(driver.allocate_async(bytes, stream)?);
-        Ok(())
-    }
-
-    fn cuMemFreeAsync(address: u64, stream: u64) |driver| { driver.free_async(address, stream) }
-
-    // A device has one pool, whose handle is a number that only says so; nothing is kept in it.
-    fn cuDeviceGetDefaultMemPool(pool: Out<'_, u64>, device: i32) |driver| {
-        put(pool, driver.device(device)? as u64 + 1)
-    }
-
-    fn cuDeviceGetMemPool(pool: Out<'_, u64>, device: i32) |driver| { put(pool, driver.device(device)? as u64 + 1) }
-
-    fn cuMemPoolTrimTo(_pool: u64, _bytes: usize) |driver| { driver.initialized() }
-
-    fn cuMemPoolSetAttribute(_pool: u64, _attribute: u32, _value: *const c_void) |driver| { driver.initialized() }
-
     fn cuMemHostAlloc(address: Out<'_, u64>, bytes: usize, _flags: u32) |driver| {
         allocate(driver, address, bytes, Origin::Pinned)
     }

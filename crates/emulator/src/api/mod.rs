@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod launches;
 pub mod memory;
 pub mod modules;
+pub mod pools;
 pub mod streams;
 pub mod tensors;
 
@@ -72,12 +73,13 @@ use api;
 
 /// The address of an exported function, of the newest version that there is.
 fn find(name: &str) -> Option<*const c_void> {
-    const FILES: [fn(&str) -> Option<*const c_void>; 7] = [
+    const FILES: [fn(&str) -> Option<*const c_void>; 8] = [
         contexts::lookup,
         devices::lookup,
         launches::lookup,
         memory::lookup,
         modules::lookup,
+        pools::lookup,
         streams::lookup,
         tensors::lookup,
     ];

@@ -206,9 +206,8 @@ impl Driver {
             .chain(state.modules.values().filter(|module| module.context == handle).flat_map(|m| m.storage.clone()))
             .collect();
         for address in addresses {
-            state.allocations.remove(&address);
             // What an operation freed meanwhile is not there any more, which is what is wanted.
-            let _ = self.memory.free(address);
+            let _ = self.give_back(&mut state, address);
         }
         state.streams.retain(|_, stream| stream.context != handle);
         state.events.retain(|_, event| event.context != handle);
@@ -234,6 +233,7 @@ impl Driver {
         let state = self.lock();
         let context = state.current()?;
         let mut state = self.finish(state, context);
+        self.release_unused(&mut state, context);
         state.surface(context)
     }
 

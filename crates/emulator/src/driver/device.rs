@@ -108,7 +108,7 @@ pub(crate) fn attribute(options: &Options, device: usize, number: u32) -> Option
         99 => 1, // registering host memory
         106 => limits.blocks as i32,
         111 => SHARED_RESERVED as i32,
-        115 => 1,                     // memory pools
+        115 => i32::from(options.memory_pools),
         127 => i32::from(major >= 9), // tensor maps
         // What is not there: textures, surfaces, managed access from both sides, interprocess handles, and launches of
         // clusters (120), since those of more than one thread block are refused.

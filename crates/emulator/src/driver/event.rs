@@ -85,6 +85,7 @@ impl Driver {
         let event = state.events.get(&handle).ok_or_else(|| not_found("event", handle))?;
         let (context, clock) = (event.context, event.record.as_ref().map(|record| record.clock.clone()));
         let mut state = self.wait(state, &clock.unwrap_or_default());
+        self.release_unused(&mut state, context);
         state.surface(context)
     }
 

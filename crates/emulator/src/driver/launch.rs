@@ -201,8 +201,12 @@ impl Driver {
                 self.run_record(event, stamp.stream as usize, stamp.sequence);
                 Outcome::Done
             }
+            Work::Allocate(address) => {
+                self.memory.touch_all(address, stamp, &self.findings);
+                Outcome::Done
+            }
             Work::Free(address) => {
-                self.run_free(address);
+                self.run_free(address, stamp);
                 Outcome::Done
             }
             Work::Host(host) => {

@@ -14,6 +14,7 @@ pub(crate) mod launch;
 pub(crate) mod leak;
 pub(crate) mod module;
 pub(crate) mod occupancy;
+pub(crate) mod pool;
 pub(crate) mod queue;
 pub(crate) mod storage;
 pub(crate) mod stream;
@@ -62,6 +63,8 @@ pub(crate) struct State {
     pub(crate) registered: BTreeMap<u64, u64>,
     /// Memory that an operation in a stream is going to free.
     pub(crate) freeing: HashSet<u64>,
+    /// The memory pool of each device.
+    pub(crate) pools: Vec<pool::Pool>,
     pub(crate) queue: queue::Queue,
     /// Launches so far.
     pub(crate) launches: u64,
@@ -136,6 +139,7 @@ impl Driver {
             allocations: BTreeMap::new(),
             registered: BTreeMap::new(),
             freeing: HashSet::new(),
+            pools: vec![pool::Pool::default(); options.devices],
             queue: queue::Queue::new(options.seed.unwrap_or(0)),
             launches: 0,
         };

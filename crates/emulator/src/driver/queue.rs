@@ -34,6 +34,8 @@ pub(crate) enum Work {
     Launch(Box<super::launch::Prepared>),
     /// Records the event, if this is still its latest record.
     Record(Handle),
+    /// From here on memory of a pool is there.
+    Allocate(u64),
     /// Frees memory.
     Free(u64),
     /// Calls a function of the user.
@@ -236,7 +238,7 @@ impl Queue {
 
 impl Driver {
     /// Runs one operation that may run, if there is one. The lock is given up meanwhile.
-    fn step<'a>(&'a self, mut state: Guard<'a>) -> (Guard<'a>, bool) {
+    pub(crate) fn step<'a>(&'a self, mut state: Guard<'a>) -> (Guard<'a>, bool) {
         let Some(line) = state.queue.choose(self.options.deferred) else { return (state, false) };
         let Some(Queued { mut stamp, context, work, number }) = state.queue.lines[line].waiting.pop_front() else {
             return (state, false);

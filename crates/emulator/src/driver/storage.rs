@@ -4,7 +4,7 @@ use super::error::{Answer, Code, fail, invalid};
 use super::queue::Work;
 use super::{Driver, Handle};
 use crate::check::order::Stamp;
-use crate::memory::{Allocation, FreeError, Owner, Touch};
+use crate::memory::{Allocation, FreeError, Owner, Touch, taken};
 use crate::report::Kind;
 use std::sync::Arc;
 
@@ -52,14 +52,40 @@ impl Driver {
             fail(Code::OUT_OF_MEMORY, format!("{bytes} bytes are not left: {used} of {} are used", self.options.memory))
         })?;
         state.allocations.insert(address, Entry { context, bytes, origin });
+        if origin == Origin::Pool {
+            state.pools[device].take(taken(bytes));
+        }
         Ok(address)
     }
 
-    /// cuMemAllocAsync. The address is good at once; that it is used only behind this call is not checked.
-    pub(crate) fn allocate_async(&self, bytes: usize, stream: Handle) -> Answer<u64> {
+    /// cuMemAllocAsync and cuMemAllocFromPoolAsync. The address is good at once, the memory behind this in the order of
+    /// the stream.
+    pub(crate) fn allocate_async(&self, bytes: usize, stream: Handle, pool: Option<Handle>) -> Answer<u64> {
         let mut state = self.lock();
         let target = state.stream(stream)?;
-        self.allocate_in(&mut state, target.context, bytes, Origin::Pool)
+        let device = state.context(target.context)?.device;
+        self.check_pool(pool, device)?;
+        let address = self.allocate_in(&mut state, target.context, bytes, Origin::Pool)?;
+        let (state, _) = self.enqueue(state, &target, "cuMemAllocAsync", Work::Allocate(address));
+        drop(self.make_room(state, device));
+        Ok(address)
+    }
+
+    /// Memory counts as used no more: it was freed, or is going to be in the order of a stream.
+    fn discount(&self, state: &mut super::State, address: u64) {
+        if let Some((Owner::Device(device), bytes)) = self.memory.discount(address)
+            && state.allocations.get(&address).is_some_and(|entry| entry.origin == Origin::Pool)
+        {
+            state.pools[device].give(bytes);
+        }
+    }
+
+    /// Gives memory back that a user had allocated, or a module.
+    pub(crate) fn give_back(&self, state: &mut super::State, address: u64) -> Result<u64, FreeError> {
+        self.discount(state, address);
+        state.allocations.remove(&address);
+        state.freeing.remove(&address);
+        self.memory.free(address)
     }
 
     /// cuMemFree and cuMemFreeHost. They wait for the context, since what it does may use the memory.
@@ -74,10 +100,10 @@ impl Driver {
             return Err(self.not_freeable(address));
         };
         let mut state = self.finish(state, context);
-        if state.allocations.remove(&address).is_none() {
+        if !state.allocations.contains_key(&address) {
             return Err(self.not_freeable(address));
         }
-        self.memory.free(address).map_err(|error| self.free_error(address, error))?;
+        self.give_back(&mut state, address).map_err(|error| self.free_error(address, error))?;
         state.surface(context)
     }
 
@@ -91,8 +117,8 @@ impl Driver {
             Ok(target) => target,
             Err(failure) => {
                 // A context that failed cannot queue it, and must not count it as a leak either.
-                if state.allocations.remove(&address).is_some() {
-                    let _ = self.memory.free(address);
+                if state.allocations.contains_key(&address) {
+                    let _ = self.give_back(&mut state, address);
                 }
                 return Err(failure);
             }
@@ -101,16 +127,17 @@ impl Driver {
         if !found || !state.freeing.insert(address) {
             return Err(self.not_freeable(address));
         }
+        self.discount(&mut state, address);
         self.submit(state, &target, "cuMemFreeAsync", Work::Free(address));
         Ok(())
     }
 
     /// Carries a free of a stream out.
-    pub(crate) fn run_free(&self, address: u64) {
+    pub(crate) fn run_free(&self, address: u64, stamp: &Stamp) {
+        self.memory.touch_all(address, stamp, &self.findings);
         let mut state = self.lock();
-        state.freeing.remove(&address);
-        if state.allocations.remove(&address).is_some() {
-            let _ = self.memory.free(address);
+        if state.allocations.contains_key(&address) {
+            let _ = self.give_back(&mut state, address);
         }
     }
 
@@ -168,13 +195,11 @@ impl Driver {
         }
     }
 
-    /// cuMemGetInfo: free and total bytes.
+    /// cuMemGetInfo: bytes that nobody holds, not even a pool, and all.
     pub(crate) fn memory_info(&self) -> Answer<(usize, usize)> {
-        let state = self.lock();
+        let mut state = self.lock();
         let device = state.context(state.current()?)?.device;
-        let total = self.options.memory;
-        let free = total.saturating_sub(self.memory.used(Owner::Device(device)));
-        Ok((free as usize, total as usize))
+        Ok((self.left(&mut state, device) as usize, self.options.memory as usize))
     }
 
     /// cuMemHostRegister.

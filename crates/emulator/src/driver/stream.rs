@@ -185,6 +185,7 @@ impl Driver {
         }
         let clock = state.queue.clock(target.line).clone();
         let mut state = self.wait(state, &clock);
+        self.release_unused(&mut state, target.context);
         state.surface(target.context)
     }
 

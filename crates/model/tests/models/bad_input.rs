@@ -2,7 +2,7 @@
 
 use crate::common::{Expected, Stored, edited, store, values};
 use checkpoint::Checkpoint;
-use model::{Error, Model, evaluate};
+use model::{Cpu, Error, Model, evaluate};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ fn open_error(folder: &Path) -> String {
 fn evaluation_error(folder: &Path, tokens: &[u32], sequence_length: usize) -> Error {
     let checkpoint = Checkpoint::open(folder).expect("a checkpoint");
     let model = Model::open(&checkpoint).expect("a model");
-    evaluate(&model, tokens, sequence_length, |_, _| ()).expect_err("not to be evaluated")
+    evaluate(&Cpu::default(), &model, tokens, sequence_length, |_, _| ()).expect_err("not to be evaluated")
 }
 
 fn assert_contains(error: &str, parts: &[&str]) {
@@ -198,11 +198,11 @@ fn activations_that_overflow_name_their_block_and_layer() {
     assert_contains(&error.to_string(), &["block 1", "down_proj", "overflow"]);
     // The token is counted over all that a block was given: of zeros nothing overflows, so the first is the 700th.
     let checkpoint = Checkpoint::open(damaged.path()).expect("a checkpoint");
-    let block = Model::open(&checkpoint).expect("a model").block(1).expect("a block");
+    let block = Model::open(&checkpoint).expect("a model").block(&Cpu::default(), 1).expect("a block");
     let mut x = vec![0.0; 30 * 24 * 64];
     x[700 * 64..701 * 64].fill(1.0);
     x[700 * 64] = -3.0;
-    match block.forward(&mut x, 24).expect_err("an overflow") {
+    match block.forward(&mut x, 30 * 24, 24).expect_err("an overflow") {
         Error::ActivationNotFinite { token, .. } => assert_eq!(token, 700),
         other => panic!("{other}"),
     }
@@ -212,14 +212,17 @@ fn activations_that_overflow_name_their_block_and_layer() {
 fn tokens_and_lengths_out_of_range_are_named() {
     let checkpoint = Checkpoint::open(&crate::common::folder("models/opt")).expect("a checkpoint");
     let model = Model::open(&checkpoint).expect("a model");
-    let error = model.embed(&[5, 160, 7, 8], 4).expect_err("no such token").to_string();
+    let embedding = model.embedding(&Cpu::default()).expect("tables");
+    let error = embedding.embed(&[5, 160, 7, 8], 4).expect_err("no such token").to_string();
     assert_contains(&error, &["token 160", "position 1", "160"]);
     let tokens = vec![5; 65];
-    assert!(model.embed(&tokens[..64], 64).is_ok());
-    let error = model.embed(&tokens, 65).expect_err("too long").to_string();
+    assert!(embedding.embed(&tokens[..64], 64).is_ok());
+    let error = embedding.embed(&tokens, 65).expect_err("too long").to_string();
     assert_contains(&error, &["65 tokens", "at most 64"]);
     for (length, given) in [(1, 65), (0, 65), (66, 65)] {
-        let error = evaluate(&model, &tokens[..given], length, |_, _| ()).expect_err("nothing to predict").to_string();
+        let error = evaluate(&Cpu::default(), &model, &tokens[..given], length, |_, _| ())
+            .expect_err("nothing to predict")
+            .to_string();
         assert_contains(&error, &[&format!("sequences of {length} tokens"), "at most the 65"]);
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use checkpoint::Checkpoint;
 use half::{bf16, f16};
-use model::Model;
+use model::{Cpu, Model};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -63,16 +63,26 @@ pub(crate) fn forward_tolerance(products: usize, columns: usize) -> f64 {
     2.0 * 5.0 * products as f64 * (columns as f64).sqrt() * testkit::tolerance::UNIT_F32
 }
 
+/// The input of the first block.
+pub(crate) fn embed(model: &Model, tokens: &[u32], sequence_length: usize) -> Vec<f32> {
+    let embedding = model.embedding(&Cpu::default()).expect("tables");
+    embedding.embed(tokens, sequence_length).expect("embeddings")
+}
+
 /// Logits of all tokens, `chunk` sequences at a time.
 pub(crate) fn logits(model: &Model, tokens: &[u32], sequence_length: usize, chunk: usize) -> Vec<f32> {
     let chunks = tokens.chunks(chunk * sequence_length);
     chunks
         .flat_map(|tokens| {
-            let mut x = model.embed(tokens, sequence_length).expect("embeddings");
+            let mut x = embed(model, tokens, sequence_length);
             for index in 0..model.blocks() {
-                model.block(index).expect("a block").forward(&mut x, sequence_length).expect("finite activations");
+                model
+                    .block(&Cpu::default(), index)
+                    .expect("a block")
+                    .forward(&mut x, tokens.len(), sequence_length)
+                    .expect("finite activations");
             }
-            model.logits(&x).expect("finite logits")
+            model.head(&Cpu::default()).expect("a head").logits(&x).expect("finite logits")
         })
         .collect()
 }

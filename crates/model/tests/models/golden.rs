@@ -1,9 +1,11 @@
 //! Every architecture against what `transformers` computes, whole, in chunks and stage by stage.
 
-use crate::common::{Expected, deviation, edited, folder, forward_tolerance, logits, logits_of, names, store, values};
+use crate::common::{
+    Expected, deviation, edited, embed, folder, forward_tolerance, logits, logits_of, names, store, values,
+};
 use checkpoint::{Checkpoint, Values};
 use half::bf16;
-use model::{Block, Model, Weight, evaluate};
+use model::{Block, Cpu, Model, Stage, Weight, evaluate};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use testkit::assert_close;
@@ -45,12 +47,12 @@ fn the_first_block_is_that_of_transformers() {
         with_model(&name, |model, expected| {
             let (input, want) = (expected.get("block0_input"), expected.get("block0_output"));
             let tolerance = forward_tolerance(BLOCK_PRODUCTS, COLUMNS) * deviation(want);
-            let embedded = model.embed(&expected.tokens, expected.sequence_length).expect("embeddings");
+            let embedded = embed(model, &expected.tokens, expected.sequence_length);
             let spread = deviation(input);
             assert_close(&format!("{name}: embeddings"), &embedded, input, |_| forward_tolerance(2, 64) * spread);
-            let block = model.block(0).expect("a block");
+            let block = model.block(&Cpu::default(), 0).expect("a block");
             let mut x = input.to_vec();
-            block.forward(&mut x, expected.sequence_length).expect("finite activations");
+            block.forward(&mut x, expected.tokens.len(), expected.sequence_length).expect("finite activations");
             assert_close(&name, &x, want, |_| tolerance);
         });
     }
@@ -60,17 +62,17 @@ fn the_first_block_is_that_of_transformers() {
 fn stages_one_by_one_are_the_whole_block() {
     for name in [names("models"), names("variants")].concat() {
         with_model(&name, |model, expected| {
-            let mut x = model.embed(&expected.tokens, expected.sequence_length).expect("embeddings");
+            let mut x = embed(model, &expected.tokens, expected.sequence_length);
             for index in 0..model.blocks() {
-                let block = model.block(index).expect("a block");
+                let block = model.block(&Cpu::default(), index).expect("a block");
                 let mut whole = x.clone();
-                block.forward(&mut whole, expected.sequence_length).expect("finite activations");
+                block.forward(&mut whole, expected.tokens.len(), expected.sequence_length).expect("finite activations");
                 assert_eq!(block.stages(), model.stages(index));
                 for (number, stage) in block.stages().iter().enumerate() {
                     let inputs = block.stage_inputs(number, &x, expected.sequence_length).expect("finite inputs");
                     assert_eq!(inputs.len(), expected.tokens.len() * stage.width, "{name}: stage {number}");
                     assert!(stage.layers.iter().all(|layer| layer.columns == stage.width));
-                    if Block::absorbs(number) {
+                    if Stage::absorbs(number) {
                         block.absorb(number, &mut x, Values::F32(&inputs)).expect("finite outputs");
                     }
                 }
@@ -85,29 +87,28 @@ fn stages_one_by_one_are_the_whole_block() {
 fn new_weights_are_used_by_the_stages_that_follow() {
     with_model("models/llama", |model, expected| {
         let length = expected.sequence_length;
-        let x = expected.get("block0_input");
-        let mut block = model.block(0).expect("a block");
+        let x = &expected.get("block0_input").to_vec();
+        let mut block = model.block(&Cpu::default(), 0).expect("a block");
         let layer = &model.stages(0)[0].layers[2];
         assert_eq!(layer.name, "model.layers.0.self_attn.v_proj.weight");
         let zeros = Weight::zeros(layer.rows * layer.columns, checkpoint::Dtype::F32).expect("zeros");
         let before = block.stage_inputs(1, x, length).expect("finite inputs");
         assert!(before.iter().any(|&x| x != 0.0));
-        block.set_weight(&layer.name, zeros);
+        *block.weight_mut(&layer.name) = zeros;
         let after = block.stage_inputs(1, x, length).expect("finite inputs");
         assert!(after.iter().all(|&x| x == 0.0), "without values attention gives nothing");
         let mut y = x.to_vec();
         block.absorb(1, &mut y, Values::F32(&after)).expect("finite outputs");
-        assert_eq!(y, x);
+        assert_eq!(&y, x);
     });
 }
 
 #[test]
 fn inputs_are_rounded_once_and_only_for_bf16_weights() {
     with_model("models/llama", |model, expected| {
-        let (x, length) = (expected.get("block0_input"), expected.sequence_length);
-        let mut block = model.block(0).expect("a block");
-        let mut rounding = block.clone();
-        rounding.round_inputs();
+        let (x, length) = (&expected.get("block0_input").to_vec(), expected.sequence_length);
+        let mut block = model.block(&Cpu::default(), 0).expect("a block");
+        let mut rounding = model.block(&Cpu::rounding_inputs(), 0).expect("a block");
         let inputs = block.stage_inputs(1, x, length).expect("finite inputs");
         assert_eq!(rounding.stage_inputs(1, x, length).expect("finite inputs"), inputs, "weights are f32");
         let name = model.stages(0)[1].layers[0].name.clone();
@@ -117,7 +118,7 @@ fn inputs_are_rounded_once_and_only_for_bf16_weights() {
         let mut narrow = Weight::zeros(weight.len(), checkpoint::Dtype::BF16).expect("zeros");
         narrow.bytes_mut().copy_from_slice(&bytes);
         for block in [&mut block, &mut rounding] {
-            block.set_weight(&name, narrow.clone());
+            *block.weight_mut(&name) = narrow.clone();
         }
         let rounded: Vec<bf16> = inputs.iter().map(|&x| bf16::from_f32(x)).collect();
         let absorbed = |block: &Block, inputs: Values| {
@@ -258,11 +259,19 @@ fn losses_follow_from_logits() {
     for name in ["models/opt-post-norm", "models/bloom", "models/llama"] {
         with_model(name, |model, expected| {
             let (length, vocabulary) = (expected.sequence_length, model.description().vocabulary);
-            let mut x = model.embed(&expected.tokens, length).expect("embeddings");
+            let mut x = embed(model, &expected.tokens, length);
             for index in 0..model.blocks() {
-                model.block(index).expect("a block").forward(&mut x, length).expect("finite activations");
+                model
+                    .block(&Cpu::default(), index)
+                    .expect("a block")
+                    .forward(&mut x, expected.tokens.len(), length)
+                    .expect("finite activations");
             }
-            let losses = model.losses(&x, &expected.tokens, length).expect("finite losses");
+            let losses = model
+                .head(&Cpu::default())
+                .expect("a head")
+                .losses(&x, &expected.tokens, length)
+                .expect("finite losses");
             let want: Vec<f64> = expected
                 .tokens
                 .chunks(length)
@@ -282,7 +291,8 @@ fn losses_follow_from_logits() {
             assert_close(name, &losses, &want, |_| tolerance);
 
             let mut steps = Vec::new();
-            let evaluation = evaluate(model, &expected.tokens, length, |done, of| steps.push((done, of)));
+            let evaluation =
+                evaluate(&Cpu::default(), model, &expected.tokens, length, |done, of| steps.push((done, of)));
             let evaluation = evaluation.expect("an evaluation");
             let mean = losses.iter().sum::<f64>() / (2 * (length - 1)) as f64;
             assert!((evaluation.mean_loss - mean).abs() < 1e-12 * mean, "{evaluation:?} {mean}");
@@ -291,7 +301,7 @@ fn losses_follow_from_logits() {
             assert_eq!(steps, [(1, 3), (2, 3), (3, 3)]);
             // A tail that is no whole window is left out.
             let tail = [&expected.tokens[..], &expected.tokens[..length - 1]].concat();
-            assert_eq!(evaluate(model, &tail, length, |_, _| ()).expect("an evaluation"), evaluation);
+            assert_eq!(evaluate(&Cpu::default(), model, &tail, length, |_, _| ()).expect("an evaluation"), evaluation);
         });
     }
 }
