@@ -2,8 +2,8 @@
 
 use std::fmt::Debug;
 
-use half::{bf16, f16};
 use cudarc::driver::{CudaSlice, ValidAsZeroBits};
+use half::{bf16, f16};
 use prune_cuda::{Activation, Device, Error, Input, MatrixMut, MatrixRef, Number};
 
 /// What linear layers read, and how their weights lie on the device: f16, bf16, or f32 for checkpoints that hold f32.

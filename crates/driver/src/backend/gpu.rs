@@ -268,7 +268,10 @@ impl<T: Element> Backend for GpuShard<T> {
         T::widen_on(device, &MatrixRef::new(values.slice(elements.clone()), count, columns)?, &mut weights)?;
         let obs_loss = solve(device, &mut weights, prepared, solver)?;
         if let Some(loss) = obs_loss.filter(|loss| !loss.is_finite()) {
-            bail!("{}: the loss is {loss}: its weights or its Hessian are beyond what f32 holds", layer_name(stored.name));
+            bail!(
+                "{}: the loss is {loss}: its weights or its Hessian are beyond what f32 holds",
+                layer_name(stored.name)
+            );
         }
         let kept = MatrixRef::new(buffer.as_view(), count, columns)?;
         let flag = T::narrow_on(device, &kept, &mut MatrixMut::new(values.slice_mut(elements), count, columns)?)?;
@@ -282,7 +285,10 @@ impl<T: Element> Backend for GpuShard<T> {
             let mut weight = model::Weight::zeros(rows * columns, stored.dtype)?;
             weight.bytes_mut().copy_from_slice(&bytes);
             *block.weight_mut(stored.name) = self.forward.weight(weight, rows, columns)?;
-            return Ok(Pruned { obs_loss, whole: layer.writes.then(|| Whole::Coming(Box::new(move |sink| sink(&bytes)))) });
+            return Ok(Pruned {
+                obs_loss,
+                whole: layer.writes.then(|| Whole::Coming(Box::new(move |sink| sink(&bytes)))),
+            });
         }
         let whole = layer.writes.then(|| self.fetch(values)).transpose()?;
         Ok(Pruned { obs_loss, whole })
@@ -331,8 +337,8 @@ impl<T: Element> GpuShard<T> {
     fn fetch(&self, values: &CudaSlice<T>) -> anyhow::Result<Whole<'static>> {
         let stream = self.copies.stream();
         // SAFETY: all of it is written by the copy before anything reads it.
-        let mut host: PinnedHostSlice<u8> =
-            unsafe { stream.context().alloc_pinned_with_flags(values.num_bytes(), 0) }.map_err(prune_cuda::Error::from)?;
+        let mut host: PinnedHostSlice<u8> = unsafe { stream.context().alloc_pinned_with_flags(values.num_bytes(), 0) }
+            .map_err(prune_cuda::Error::from)?;
         let view = values.as_view();
         // SAFETY: numbers are bytes, and as many.
         let Some(bytes) = (unsafe { view.transmute::<u8>(values.num_bytes()) }) else { bail!("a weight of no bytes") };
