@@ -89,6 +89,12 @@ pub enum Error {
         /// What it has.
         total: usize,
     },
+    /// Another shard of the same layer gave up.
+    #[error("another shard ended early")]
+    Disconnected,
+    /// The shards of a layer could not hear each other.
+    #[error("{0}")]
+    Collective(String),
     /// The driver refused something, or a kernel failed before.
     #[error("the CUDA driver reports {name}: {text}")]
     Driver {

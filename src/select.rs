@@ -47,13 +47,13 @@ pub trait Shards {
     /// Replaces counts u64 by their sums over all shards.
     ///
     /// # Errors
-    /// If another shard ended early.
+    /// [`Error::Disconnected`] if another shard ended early, or why the shards could not speak.
     fn sum(&self, device: &Device, counts: &mut CudaViewMut<'_, u64>) -> Result<(), Error>;
 
     /// Replaces a count u64 `[1]` by the sum of those of the shards before this one.
     ///
     /// # Errors
-    /// If another shard ended early.
+    /// As [`Shards::sum`].
     fn before(&self, device: &Device, count: &mut CudaViewMut<'_, u64>) -> Result<(), Error>;
 }
 

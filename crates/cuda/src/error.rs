@@ -1,11 +1,13 @@
-//! What can go wrong on a device, with the evidence.
+//! What can go wrong on devices, with the evidence, and in the words of the library at fault.
 
-/// Why a model was not run on a GPU.
+use prune::Disconnected;
+
+/// Why something was not done on a GPU, or among GPUs.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The driver, a kernel or its arguments.
     #[error(transparent)]
-    Device(#[from] prune_cuda::Error),
+    Device(prune_cuda::Error),
     /// The model.
     #[error(transparent)]
     Model(#[from] model::Error),
@@ -33,6 +35,23 @@ pub enum Error {
         /// What it was asked for.
         what: String,
     },
+    /// Another shard gave up, or this one did in an earlier call.
+    #[error(transparent)]
+    Disconnected(#[from] Disconnected),
+    /// The machine has several GPUs at work, and nothing by which they could speak.
+    #[error(
+        "several GPUs need NCCL, and there is no library libnccl.so: install libnccl2 and libnccl-dev, whose symbolic link \
+         from libnccl.so to libnccl.so.2 is what is looked for, or make that link in a folder of LD_LIBRARY_PATH"
+    )]
+    NoNccl,
+    /// NCCL refused a call.
+    #[error("NCCL reports at {call}: {text}")]
+    Nccl {
+        /// Its function.
+        call: &'static str,
+        /// What its error code means, and what it adds to that.
+        text: String,
+    },
 }
 
 impl Error {
@@ -40,6 +59,26 @@ impl Error {
     pub fn lacks_room(&self) -> bool {
         matches!(self, Self::Device(prune_cuda::Error::OutOfMemory { .. }))
             || matches!(self, Self::Cublas { status, .. } if status == "CUBLAS_STATUS_ALLOC_FAILED")
+    }
+}
+
+impl From<prune_cuda::Error> for Error {
+    fn from(error: prune_cuda::Error) -> Self {
+        match error {
+            prune_cuda::Error::Disconnected => Self::Disconnected(Disconnected),
+            error => Self::Device(error),
+        }
+    }
+}
+
+/// For [`prune_cuda::Shards`], whose callers know of no library but the driver.
+impl From<Error> for prune_cuda::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Disconnected(_) => Self::Disconnected,
+            Error::Device(error) => error,
+            error => Self::Collective(error.to_string()),
+        }
     }
 }
 

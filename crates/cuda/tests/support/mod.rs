@@ -1,5 +1,7 @@
-//! A GPU with cuBLAS for tests: emulated, or with `EMULATOR_TEST_DRIVER=real` the first of the machine; golden models, and copies
-//! of them in 16 bits.
+//! GPUs with cuBLAS and NCCL for tests: emulated, or with `EMULATOR_TEST_DRIVER=real` those of the machine; golden models, and
+//! copies of them in 16 bits.
+
+#![allow(dead_code)] // each test file uses its own part
 
 use std::fs;
 use std::panic::AssertUnwindSafe;
@@ -21,36 +23,50 @@ fn emulator() -> Option<&'static Loaded> {
             if std::env::var("EMULATOR_TEST_DRIVER").is_ok_and(|driver| driver == "real") {
                 return None;
             }
-            // The crate is named so that its library is built.
-            std::hint::black_box(emulator_cublas::cublasGetStatusString(0));
+            // The crates are named so that their libraries are built.
+            std::hint::black_box((emulator_cublas::cublasGetStatusString(0), emulator_nccl::ncclGetErrorString(0)));
             let loaded = loader::load(&Options::default()).expect("the emulated driver loads");
             loader::load_cublas().expect("the emulated cuBLAS loads");
+            loader::load_nccl().expect("the emulated NCCL loads");
             Some(loaded)
         })
         .as_ref()
 }
 
-/// Runs `test` on a device, set up with these options if it is emulated, and fails if its checks find anything. Tests take turns:
-/// there is one driver in a process.
-pub(crate) fn on_device(options: &Options, test: impl Fn(&Device)) {
+/// Runs `test` on a machine, set up with these options if it is emulated, and fails if its checks find anything. Tests take turns:
+/// there is one driver in a process. A real machine with fewer devices skips the test, and says so.
+pub(crate) fn on_machine(options: &Options, test: impl Fn()) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let emulator = emulator();
     if let Some(emulator) = emulator {
         emulator.configure(options).expect("the options are valid");
         emulator.findings();
+    } else if Device::count().expect("a driver") < options.devices {
+        eprintln!("skipped: there are no {} devices", options.devices);
+        return;
     }
-    let device = Device::open(0).expect("a device");
     // What the checks found says more than the error of the call in which it surfaced.
-    let end = std::panic::catch_unwind(AssertUnwindSafe(|| test(&device)));
-    let synchronized = device.synchronize();
+    let end = std::panic::catch_unwind(AssertUnwindSafe(test));
     let found = emulator.map(Loaded::findings).unwrap_or_default();
     let text: Vec<String> = found.iter().map(ToString::to_string).collect();
     assert!(found.is_empty(), "{} findings:\n{}", found.len(), text.join("\n"));
     if let Err(panic) = end {
         std::panic::resume_unwind(panic);
     }
-    synchronized.expect("no kernel failed");
+}
+
+/// Runs `test` on the first device, as [`on_machine`] does.
+pub(crate) fn on_device(options: &Options, test: impl Fn(&Device)) {
+    on_machine(options, || {
+        let device = Device::open(0).expect("a device");
+        let end = std::panic::catch_unwind(AssertUnwindSafe(|| test(&device)));
+        let synchronized = device.synchronize();
+        if let Err(panic) = end {
+            std::panic::resume_unwind(panic);
+        }
+        synchronized.expect("no kernel failed");
+    });
 }
 
 /// The folder of a golden model, `models/llama` for example.
