@@ -10,7 +10,7 @@ demo:
 # All tests.
 test:
     cargo xtask nvcc
-    cargo test --workspace --features cuda
+    cargo test --workspace --features cuda,emulator
 
 # Ranks of MPI on this machine; needs Open MPI or MPICH.
 mpi:

@@ -9,7 +9,7 @@ use checkpoint::{Checkpoint, Values};
 use cuda::{Element, Gpu, Rows, View};
 use emulator::options::Options;
 use half::{bf16, f16};
-use model::{Block, Cpu, Forward, Model, evaluate};
+use model::{Block, Cpu, Forward, Model, Stage, evaluate};
 use prune_cuda::Device;
 use safetensors::Dtype;
 use support::{folder, names, on_device, rounded, tokens};
@@ -100,7 +100,7 @@ fn check<T: Rounding>(device: &Device, name: &str, folder: &Path) {
             let got_inputs = on_gpu.stage_inputs(stage, &got, length).expect("inputs");
             let values = download(device, &got_inputs);
             compare::<T, _>(&what, &values, &want_inputs, products, before + T::ROUNDINGS[stage]);
-            if Block::<Cpu>::absorbs(stage) {
+            if Stage::absorbs(stage) {
                 on_cpu.absorb(stage, &mut want, Values::F32(&want_inputs)).expect("finite outputs");
                 on_gpu.absorb(stage, &mut got, Gpu::<T>::view(&got_inputs)).expect("outputs");
             }
@@ -166,7 +166,7 @@ fn everything<T: Rounding>(device: &Device, name: &str, folder: &Path) -> Vec<f6
         for stage in 0..4 {
             let inputs = block.stage_inputs(stage, &x, length).expect("inputs");
             all.extend(download(device, &inputs).into_iter().map(Into::<f64>::into));
-            if Block::<Cpu>::absorbs(stage) {
+            if Stage::absorbs(stage) {
                 block.absorb(stage, &mut x, Gpu::<T>::view(&inputs)).expect("outputs");
             }
         }

@@ -42,7 +42,7 @@ where
     }
 
     /// The next block. From the first one on that could not be loaded there are none.
-    pub fn next(&mut self) -> Option<Block<'a, F>> {
+    pub fn take(&mut self) -> Option<Block<'a, F>> {
         self.blocks.as_ref()?.recv().inspect_err(|_| self.blocks = None).ok()
     }
 

@@ -259,7 +259,7 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
 
     fn prune_block(&mut self, index: usize) -> anyhow::Result<()> {
         let model = self.job.model;
-        let mut block = match self.ahead.next() {
+        let mut block = match self.ahead.take() {
             Some(block) => block.on(self.backend.forward().clone()),
             None => self.with_room(|shard| Ok(model.block(shard.backend.forward(), index)?))?,
         };
