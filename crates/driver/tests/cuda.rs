@@ -84,8 +84,12 @@ fn an_emulated_gpu_prunes_as_the_processor_does() {
         assert_eq!(layers(&cpu).len(), layers(&gpu).len());
         for (cpu, gpu) in layers(&cpu).iter().zip(layers(&gpu)) {
             let name = cpu["name"].as_str().expect("a name");
-            for key in ["name", "stage", "dead_columns", "retries", "damping"] {
+            for key in ["name", "stage", "retries", "damping"] {
                 assert_eq!(cpu[key], gpu[key], "{more:?}: {name}, {key}");
+            }
+            // Whether a unit behind other weights never fires may hang on one of them.
+            if cpu["block"] == 0 {
+                assert_eq!(cpu["dead_columns"], gpu["dead_columns"], "{more:?}: {name}");
             }
             // Weights that a grid rounds to zero are zeros as well, and lie all around its ties.
             if more.contains(&"--bits") {
