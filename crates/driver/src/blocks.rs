@@ -10,8 +10,8 @@
 //! inputs of a stage are kept, as far as one more buffer of the size of x holds them; those of the other tokens are
 //! computed again. So a run holds two activation buffers, whatever the widths in a block.
 //!
-//! Where the arithmetic is done is a [`Backend`]'s business. Beside it, where it has a use for that, one thread loads the
-//! block after this one, and one writes the layers before.
+//! Where the arithmetic is done is a [`Backend`]'s business. Layers that are on their way from there are written by a thread
+//! of their own.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -25,7 +25,6 @@ use model::forward::Forward;
 use model::{Block, Layer, Model, Stage};
 use prune::{Collective, Method, share};
 
-use crate::ahead::Ahead;
 use crate::architecture::STAGES;
 use crate::backend::{Backend, FEED_FORWARD, LayerTask, Solver, layer_name, stage_name};
 use crate::memory;
@@ -94,7 +93,6 @@ struct Shard<'scope, 'a, B: Backend> {
     stream: B::Activations,
     /// The inputs of the present stage, of as many tokens as fit.
     kept: B::Kept,
-    ahead: Ahead<'a, B::Forward>,
     results: Results<'scope>,
     reports: Vec<LayerReport>,
     /// Tokens that passed, and layers, and what there is of both in all.
@@ -132,7 +130,6 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
         let stream = backend.activations(job.activations, tokens, hidden)?;
         let kept = backend.room(job.activations, tokens, hidden)?;
         let mut shard = Self {
-            ahead: Ahead::idle(),
             results: Results::start(scope, job.output),
             reports: Vec::new(),
             steps: 0,
@@ -150,8 +147,6 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
         if tokens > 0 {
             shard.embed(sequences)?;
         }
-        // Not before: the embedding is the largest tensor of many models.
-        shard.ahead = Ahead::start(scope, job.model, job.blocks, shard.backend.loader()?);
         Ok(shard)
     }
 
@@ -224,11 +219,7 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
     fn with_room<T>(&mut self, mut work: impl FnMut(&mut Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
         loop {
             match work(self) {
-                Err(error) if self.backend.relieve(&error, &mut self.stream, &mut self.kept)? => {
-                    if self.backend.loads_alone() {
-                        self.ahead.stop();
-                    }
-                }
+                Err(error) if self.backend.relieve(&error, &mut self.stream, &mut self.kept)? => {}
                 done => return done,
             }
         }
@@ -259,10 +250,7 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
 
     fn prune_block(&mut self, index: usize) -> anyhow::Result<()> {
         let model = self.job.model;
-        let mut block = match self.ahead.take() {
-            Some(block) => block.on(self.backend.forward().clone()),
-            None => self.with_room(|shard| Ok(model.block(shard.backend.forward(), index)?))?,
-        };
+        let mut block = self.with_room(|shard| Ok(model.block(shard.backend.forward(), index)?))?;
         let stages = block.stages().to_vec();
         for (number, stage) in stages.iter().enumerate() {
             let passes = self.passes(index, &stages, number);

@@ -13,7 +13,6 @@ pub mod inspect;
 pub mod plan;
 
 pub mod activations;
-pub mod ahead;
 pub mod backend;
 pub mod blocks;
 pub mod device;

@@ -40,11 +40,6 @@ impl<'a, F: Forward> Block<'a, F> {
         self.index
     }
 
-    /// The same block, computing with another forward pass that works in the same place as the one that loaded it.
-    pub fn on(self, forward: F) -> Self {
-        Self { forward, ..self }
-    }
-
     /// The four stages, in order.
     pub fn stages(&self) -> &[Stage] {
         &self.stages

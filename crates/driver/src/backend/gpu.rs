@@ -29,8 +29,6 @@ pub struct GpuShard<T: Element> {
     copies: Device,
     chunk: usize,
     place: Place,
-    /// Whether there is no room for a block beside the present one.
-    alone: bool,
 }
 
 impl<T: Element> GpuShard<T> {
@@ -40,7 +38,7 @@ impl<T: Element> GpuShard<T> {
     /// If cuBLAS is missing, or the device has no room.
     pub fn new(device: Device, place: Place, chunk: usize) -> Result<Self, cuda::Error> {
         let copies = device.fork()?;
-        Ok(Self { forward: Gpu::new(device)?, copies, chunk, place, alone: false })
+        Ok(Self { forward: Gpu::new(device)?, copies, chunk, place })
     }
 
     fn device(&self) -> &Device {
@@ -209,6 +207,7 @@ impl<T: Element> Backend for GpuShard<T> {
     }
 
     fn sum(&self, _statistics: &mut Statistics) -> anyhow::Result<()> {
+        // A GPU works alone: `device::unsuited`.
         Ok(())
     }
 
@@ -321,10 +320,6 @@ impl<T: Element> Backend for GpuShard<T> {
             return Ok(true);
         }
         Ok(false)
-    }
-
-    fn loads_alone(&self) -> bool {
-        self.alone
     }
 
     fn wait(&self) -> anyhow::Result<()> {

@@ -37,7 +37,7 @@ pub struct Solver {
 /// One shard's place of work.
 pub trait Backend {
     /// Its forward pass.
-    type Forward: Forward<Error: std::error::Error + Send + Sync + 'static> + Send + Sync + 'static;
+    type Forward: Forward<Error: std::error::Error + Send + Sync + 'static> + 'static;
     /// The residual stream of all tokens of the shard between stages, one row a token.
     type Activations;
     /// Room for the inputs of a stage, of as many tokens as fit.
@@ -49,14 +49,6 @@ pub trait Backend {
 
     /// The forward pass.
     fn forward(&self) -> &Self::Forward;
-
-    /// Another forward pass that loads blocks while this one computes; none where there is nothing to wait for.
-    ///
-    /// # Errors
-    /// If a device has no room for it.
-    fn loader(&self) -> anyhow::Result<Option<Self::Forward>> {
-        Ok(None)
-    }
 
     /// Room for the residual stream of `tokens`, `width` values each.
     ///
@@ -171,11 +163,6 @@ pub trait Backend {
         _kept: &mut Self::Kept,
     ) -> anyhow::Result<bool> {
         Ok(false)
-    }
-
-    /// Whether [`Backend::loader`] has to stop, since there is no room for a second block.
-    fn loads_alone(&self) -> bool {
-        false
     }
 
     /// Waits for what was begun, so that it can be timed.

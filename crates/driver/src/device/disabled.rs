@@ -7,7 +7,7 @@ use prune::Collective;
 
 use crate::backend::CpuShard;
 use crate::blocks::{Job, prune_blocks};
-use crate::device::Choice;
+use crate::device::{Choice, NOT_EMULATED};
 use crate::report::{Clock, LayerReport};
 use crate::settings::{Settings, SettingsError};
 
@@ -27,10 +27,7 @@ impl Device {
                 "--device cuda: this program is built without GPUs; build it with --features cuda",
             )
             .into()),
-            Choice::Emulated => Err(SettingsError::Inconsistent(
-                "--device emulated: this program is built without the emulated GPU; build it with --features emulator",
-            )
-            .into()),
+            Choice::Emulated => Err(SettingsError::Inconsistent(NOT_EMULATED).into()),
         }
     }
 

@@ -143,7 +143,5 @@ fn emulate() -> anyhow::Result<()> {
 
 #[cfg(not(feature = "emulator"))]
 fn emulate() -> Result<(), crate::settings::SettingsError> {
-    Err(crate::settings::SettingsError::Inconsistent(
-        "--device emulated: this program is built without the emulated GPU; build it with --features emulator",
-    ))
+    Err(crate::settings::SettingsError::Inconsistent(crate::device::NOT_EMULATED))
 }

@@ -12,6 +12,11 @@ pub use enabled::Device;
 
 use crate::settings::{SettingsError, bad_value};
 
+/// What is said where there is no emulated GPU.
+#[cfg(not(feature = "emulator"))]
+const NOT_EMULATED: &str =
+    "--device emulated: this program is built without the emulated GPU; build it with --features emulator";
+
 /// What `--device` asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
