@@ -70,6 +70,34 @@ impl<'a> Nccl<'a> {
         Ok(Self { host, device: device.clone(), communicator: Mutex::new(communicator) })
     }
 
+    /// Fails where several shards are to speak and the library for it is missing.
+    ///
+    /// # Errors
+    /// [`Error::NoNccl`].
+    pub fn require(shards: usize) -> Result<(), Error> {
+        // SAFETY: looks for the library. cudarc panics at the first call of a missing one.
+        if shards == 1 || unsafe { sys::is_culib_present() } { Ok(()) } else { Err(Error::NoNccl) }
+    }
+
+    /// The collective of the host.
+    pub fn host(&self) -> &'a dyn Collective {
+        self.host
+    }
+
+    /// Replaces `values`, of one length on all shards, on shard `root` by their sum. On the others they stay.
+    ///
+    /// # Errors
+    /// As [`Collective::sum_f32`].
+    pub fn sum_to(&self, root: usize, mut values: CudaViewMut<'_, f32>) -> Result<(), Error> {
+        let count = values.len();
+        let call = format!("sum of {count} f32 on {root}");
+        self.enqueue(&call, "ncclReduce", &mut values, |address, communicator, stream| {
+            let (number, sum) = (f32::as_nccl_type(), sys::ncclRedOp_t::ncclSum);
+            // SAFETY: as in `sum`.
+            unsafe { result::reduce(address, address, count, number, sum, root as i32, communicator, stream) }
+        })
+    }
+
     /// Waits until the work on the device's stream is done, here and on all other shards, and ends the communication.
     ///
     /// # Errors
@@ -215,10 +243,7 @@ impl Collective<DeviceMemory> for Nccl<'_> {
 
 /// Sets NCCL up: the first shard's id reaches the others through the host.
 fn join(device: &Device, host: &dyn Collective) -> Result<Communicator, Error> {
-    // SAFETY: looks for the library. cudarc panics at the first call of a missing one.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(Error::NoNccl);
-    }
+    Nccl::require(host.size())?;
     device.stream().context().bind_to_thread().map_err(prune_cuda::Error::from)?;
     let own = match host.rank() {
         0 => result::get_uniqueid()

@@ -74,8 +74,9 @@ pub fn prune_blocks<B: Backend>(
                 job.task.milestone(&format!("block {} of {}", block + 1, job.blocks));
             }
         }
-        let mut reports = shard.reports;
-        shard.results.finish(&mut reports)?;
+        let Shard { backend, results, mut reports, .. } = shard;
+        results.finish(&mut reports)?;
+        backend.close()?;
         Ok(reports)
     })
 }

@@ -118,10 +118,11 @@ pub struct PruneArgs {
     #[arg(long, value_name = "FILE.json", help_heading = "Output")]
     pub report: Option<PathBuf>,
 
-    /// Where to work: auto, cpu, cuda, cuda:NUMBER or emulated; auto takes a GPU where there is one
+    /// Where to work: auto, cpu, cuda, cuda:NUMBERS or emulated; auto takes GPUs where there are enough
     ///
-    /// GPUs need a program built with the feature `cuda`, the emulated one a program built with the feature `emulator`. A GPU
-    /// works alone so far: --shards 1.
+    /// Each shard takes a GPU: of `cuda` the first ones, of `cuda:0,2` those, of `emulated:8` so many, and --shards need not be
+    /// given then. Under `mpirun` the ranks of a machine divide its GPUs. Several GPUs need NCCL. GPUs need a program built with the
+    /// feature `cuda`, emulated ones, which are slow and for learning and debugging, a program built with the feature `emulator`.
     #[arg(long, value_name = "DEVICE", default_value = "auto", hide_default_value = true, help_heading = "Running")]
     pub device: String,
 
@@ -302,9 +303,10 @@ pub struct EvaluateArgs {
     #[arg(short, long, value_name = "COUNT", allow_negative_numbers = true)]
     pub threads: Option<i64>,
 
-    /// Where to work: auto, cpu, cuda, cuda:NUMBER or emulated; auto takes a GPU where there is one
+    /// Where to work: auto, cpu, cuda, cuda:NUMBERS or emulated; auto takes a GPU where there is one
     ///
-    /// GPUs need a program built with the feature `cuda`, the emulated one a program built with the feature `emulator`.
+    /// The GPUs of `cuda:0,2` share the texts, and so do those of `emulated:8`. GPUs need a program built with the feature `cuda`,
+    /// emulated ones a program built with the feature `emulator`.
     #[arg(long, value_name = "DEVICE", default_value = "auto", hide_default_value = true)]
     pub device: String,
 

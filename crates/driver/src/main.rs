@@ -54,7 +54,6 @@ fn prune(args: &PruneArgs, ranks: &Ranks) -> anyhow::Result<()> {
     let settings = Settings::resolve(args)?;
     let first = ranks.collective().rank() == 0;
     let progress = start(args.verbosity, settings.threads, ranks)?;
-    let choice = Choice::parse(&args.device)?;
     let checkpoint = Checkpoint::open(&settings.model)?;
     let plan = Plan::new(settings, &checkpoint, ranks.collective().size())?;
     if args.dry_run {
@@ -63,7 +62,7 @@ fn prune(args: &PruneArgs, ranks: &Ranks) -> anyhow::Result<()> {
     if let Some(path) = plan.settings.report.as_ref().filter(|_| first) {
         report::check_path(path, &plan.settings, args.config.as_deref())?;
     }
-    let device = Device::open(choice, Some((&plan.settings, plan.ranks)))?;
+    let device = Device::open(&plan.settings.device, Some(&plan), ranks)?;
     interrupt::listen()?;
     let Some(report) = pipeline::prune(&plan, &checkpoint, &device, &progress, ranks)? else { return Ok(()) };
     if let Some(path) = &plan.settings.report {
@@ -79,7 +78,7 @@ fn evaluate_texts(args: EvaluateArgs, ranks: &Ranks) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&evaluation.model)?;
     let collective = ranks.collective();
     let perplexity =
-        evaluate::evaluate(&evaluation, &checkpoint, &Device::open(choice, None)?, &progress, &collective)?;
+        evaluate::evaluate(&evaluation, &checkpoint, &Device::open(&choice, None, ranks)?, &progress, &collective)?;
     if collective.rank() > 0 {
         return Ok(());
     }

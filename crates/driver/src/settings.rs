@@ -12,6 +12,7 @@ use prune::{Method, Pattern};
 use regex::Regex;
 
 use crate::cli::{Activations, Choices, EvaluateArgs, PruneArgs};
+use crate::device::Choice;
 
 /// The settings used, in the folder of the result.
 pub const FILE_NAME: &str = "pruning.toml";
@@ -124,6 +125,8 @@ pub struct Settings {
     pub blocks: Range<usize>,
     /// Workers among which the job is divided, at least 1.
     pub shards: usize,
+    /// What they work on.
+    pub device: Choice,
     /// Threads, if given.
     pub threads: Option<usize>,
     /// Where the report goes.
@@ -161,6 +164,7 @@ impl Settings {
         if baselines && choices.evaluate.is_empty() {
             return Err(SettingsError::Inconsistent("--baselines compares perplexities: give --evaluate TEXT as well"));
         }
+        let device = Choice::parse(&args.device)?;
         let (output, overwrite) = match choices.output {
             Some(output) => (output, args.overwrite),
             // The demonstration's own folder is written by nothing else.
@@ -187,7 +191,8 @@ impl Settings {
             only: choices.only.map(|pattern| regex("only", &pattern)).transpose()?,
             skip: choices.skip.map(|pattern| regex("skip", &pattern)).transpose()?,
             blocks: choices.blocks.as_deref().map_or(Ok(0..usize::MAX), blocks)?,
-            shards: workers("shards", choices.shards.unwrap_or(1))?,
+            shards: shards(choices.shards, &device)?,
+            device,
             threads: choices.threads.map(|count| workers("threads", count)).transpose()?,
             report: args.report.clone(),
         })
@@ -444,6 +449,17 @@ pub(crate) fn workers(flag: &'static str, count: i64) -> Result<usize, SettingsE
     match at_least_one(flag, count)? {
         count @ ..=MOST_WORKERS => Ok(count),
         count => Err(bad_value(flag, count, "at most 1024")),
+    }
+}
+
+/// As many shards as are asked for, or as there are devices named, each of which takes one.
+fn shards(asked: Option<i64>, device: &Choice) -> Result<usize, SettingsError> {
+    let asked = asked.map(|count| workers("shards", count)).transpose()?;
+    match (asked, device.count()) {
+        (Some(asked), Some(named)) if asked != named => {
+            Err(bad_value("shards", asked, format!("--device names {named} of them, and each takes a shard")))
+        }
+        (asked, named) => Ok(asked.or(named).unwrap_or(1)),
     }
 }
 

@@ -137,7 +137,11 @@ fn what_a_gpu_cannot_do_is_refused_before_anything_is_written() {
         place.refuses(code, parts, &flags.iter().map(String::as_str).collect::<Vec<_>>());
     };
     refuses(2, &["--device", "gpu", "auto, cpu, cuda"], flags("gpu", &[]));
-    refuses(2, &["--shards 8", "alone", "--device cpu"], flags("emulated", &["--shards", "8"]));
+    refuses(2, &["--shards 8", "names 2"], flags("emulated:2", &["--shards", "8"]));
+    refuses(2, &["--shards 3", "names 2"], flags("cuda:0,2", &["--shards", "3"]));
+    for wrong in ["cuda:", "cuda:0,", "cuda:0,x", "cuda:1,1", "cuda:-1", "emulated:", "emulated:0", "emulated:2000"] {
+        refuses(2, &["--device", wrong.rsplit(':').next().unwrap_or_default()], flags(wrong, &[]));
+    }
     refuses(2, &["--panel-width 100", "32, 64 or 128"], flags("emulated", &["--panel-width", "100"]));
     // On a machine with a driver and a thousand devices this would be another error.
     refuses(1, &["CUDA"], flags("cuda:1000", &[]));

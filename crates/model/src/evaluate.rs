@@ -20,6 +20,16 @@ pub struct Evaluation {
     pub predicted: usize,
 }
 
+impl Evaluation {
+    /// That of all windows, from those of parts of them.
+    pub fn of_all(parts: &[Self]) -> Self {
+        let (windows, predicted) = parts.iter().fold((0, 0), |(w, p), part| (w + part.windows, p + part.predicted));
+        let total: f64 = parts.iter().map(|part| part.mean_loss * part.predicted as f64).sum();
+        let mean_loss = if parts.len() == 1 { parts[0].mean_loss } else { total / predicted as f64 };
+        Self { mean_loss, perplexity: mean_loss.exp(), windows, predicted }
+    }
+}
+
 /// Evaluates a model on windows of `sequence_length` tokens, one after another in `tokens`; a tail shorter than a window
 /// is left out. `progress` is told how many steps are done, and of how many.
 ///

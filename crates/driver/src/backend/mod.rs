@@ -172,6 +172,17 @@ pub trait Backend {
     fn wait(&self) -> anyhow::Result<()> {
         Ok(())
     }
+
+    /// Parts from the other shards, all of which have done their work.
+    ///
+    /// # Errors
+    /// If any of it failed, or another shard ended early.
+    fn close(self) -> anyhow::Result<()>
+    where
+        Self: Sized,
+    {
+        Ok(())
+    }
 }
 
 /// A layer to prune.

@@ -8,8 +8,10 @@ use prune::Collective;
 use crate::backend::CpuShard;
 use crate::blocks::{Job, prune_blocks};
 use crate::device::{Choice, NOT_EMULATED};
+use crate::plan::Plan;
+use crate::ranks::Ranks;
 use crate::report::{Clock, LayerReport};
-use crate::settings::{Settings, SettingsError};
+use crate::settings::SettingsError;
 
 /// See [`crate::device`].
 #[derive(Clone, Debug)]
@@ -20,14 +22,14 @@ impl Device {
     ///
     /// # Errors
     /// If that is a GPU.
-    pub fn open(choice: Choice, _job: Option<(&Settings, usize)>) -> anyhow::Result<Self> {
+    pub fn open(choice: &Choice, _plan: Option<&Plan>, _ranks: &Ranks) -> anyhow::Result<Self> {
         match choice {
             Choice::Auto | Choice::Cpu => Ok(Self),
-            Choice::Cuda(_) => Err(SettingsError::Inconsistent(
+            Choice::Cuda | Choice::Numbers(_) => Err(SettingsError::Inconsistent(
                 "--device cuda: this program is built without GPUs; build it with --features cuda",
             )
             .into()),
-            Choice::Emulated => Err(SettingsError::Inconsistent(NOT_EMULATED).into()),
+            Choice::Emulated(_) => Err(SettingsError::Inconsistent(NOT_EMULATED).into()),
         }
     }
 
@@ -58,7 +60,7 @@ impl Device {
         model: &Model<'_>,
         tokens: &[u32],
         length: usize,
-        progress: impl FnMut(usize, usize),
+        progress: impl FnMut(usize, usize) + Send,
     ) -> anyhow::Result<Evaluation> {
         Ok(model::evaluate(&Cpu::default(), model, tokens, length, progress)?)
     }

@@ -1,27 +1,28 @@
 //! GPUs, by way of the crates `cuda` and `prune-cuda`.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use checkpoint::Dtype;
-use cuda::{Element, Gpu, Place};
+use cuda::{Element, Gpu, Nccl, Place};
 use half::{bf16, f16};
 use model::{Cpu, Evaluation, Model};
-use prune::Collective;
+use prune::{Collective, run_shards, share};
 
 use crate::backend::CpuShard;
 use crate::backend::gpu::{CHUNK, GpuShard};
 use crate::blocks::{Job, prune_blocks};
 use crate::device::{Choice, unsuited};
+use crate::plan::Plan;
+use crate::ranks::Ranks;
 use crate::report::{Clock, LayerReport};
-use crate::settings::Settings;
 
 /// See [`crate::device`].
 #[derive(Clone, Debug)]
 pub enum Device {
     /// The processor.
     Processor,
-    /// A GPU.
-    Gpu(prune_cuda::Device),
+    /// GPUs, one for each shard of this rank.
+    Gpus(Vec<prune_cuda::Device>),
 }
 
 /// Does the same with the numbers that the linear layers of a model are best held in.
@@ -45,31 +46,37 @@ macro_rules! with_element {
 }
 
 impl Device {
-    /// Opens what was asked for; `job` is the prune that it is to do, with the number of ranks.
+    /// Opens what was asked for: a GPU for each shard of this rank, for the prune that is planned or an evaluation.
     ///
     /// # Errors
-    /// If there is no such device, or it cannot do the job.
-    pub fn open(choice: Choice, job: Option<(&Settings, usize)>) -> anyhow::Result<Self> {
-        let unsuited = job.and_then(|(settings, ranks)| unsuited(settings, ranks));
-        let ordinal = match (choice, unsuited) {
+    /// If there are no such devices, a library is missing, or they cannot do the job.
+    pub fn open(choice: &Choice, plan: Option<&Plan>, ranks: &Ranks) -> anyhow::Result<Self> {
+        let shards = plan.map_or(choice.count().unwrap_or(1), Plan::local_shards);
+        let unsuited = plan.and_then(|plan| unsuited(&plan.settings));
+        let ordinals = match (choice, unsuited) {
             (Choice::Cpu, _) | (Choice::Auto, Some(_)) => return Ok(Self::Processor),
             (_, Some(unsuited)) => return Err(unsuited.into()),
-            (Choice::Auto, None) => {
-                return Ok(match prune_cuda::Device::open(0) {
-                    Ok(device) => Self::Gpu(device),
-                    Err(missing) => {
-                        tracing::debug!("working on the processor: {missing}");
-                        Self::Processor
-                    }
-                });
-            }
-            (Choice::Cuda(ordinal), None) => ordinal,
-            (Choice::Emulated, None) => {
-                emulate()?;
-                0
+            (Choice::Auto, None) => match own(shards, ranks) {
+                Ok(ordinals) => ordinals,
+                Err(Missing::Driver(missing)) => {
+                    tracing::debug!("working on the processor: {missing}");
+                    return Ok(Self::Processor);
+                }
+                Err(missing) => {
+                    tracing::warn!("working on the processor: {missing}");
+                    return Ok(Self::Processor);
+                }
+            },
+            (Choice::Cuda, None) => own(shards, ranks)?,
+            (Choice::Numbers(numbers), None) => numbers[..shards.min(numbers.len())].to_vec(),
+            (&Choice::Emulated(count), None) => {
+                emulate(shards.max(count.unwrap_or(1)))?;
+                (0..shards).collect()
             }
         };
-        Ok(Self::Gpu(prune_cuda::Device::open(ordinal)?))
+        Nccl::require(shards * plan.map_or(1, |plan| plan.ranks))?;
+        let devices = ordinals.into_iter().map(prune_cuda::Device::open).collect::<Result<_, _>>()?;
+        Ok(Self::Gpus(devices))
     }
 
     /// Whether it is the processor.
@@ -89,13 +96,14 @@ impl Device {
     ) -> anyhow::Result<Vec<LayerReport>> {
         match self {
             Self::Processor => prune_blocks(job, CpuShard::new(collective, job.activations), collective, clock),
-            Self::Gpu(device) => with_element!(job.model, T => {
-                prune_blocks(job, GpuShard::<T>::new(device.clone(), Place::Device, CHUNK)?, collective, clock)
+            Self::Gpus(devices) => with_element!(job.model, T => {
+                let device = devices[collective.rank() % devices.len()].clone();
+                prune_blocks(job, GpuShard::<T>::new(device, collective, Place::Device, CHUNK)?, collective, clock)
             }),
         }
     }
 
-    /// [`model::evaluate`] on this device.
+    /// [`model::evaluate`] on this device, or on several, of which each takes its share of the windows.
     ///
     /// # Errors
     /// As there, and if cuBLAS is missing.
@@ -104,23 +112,63 @@ impl Device {
         model: &Model<'_>,
         tokens: &[u32],
         length: usize,
-        progress: impl FnMut(usize, usize),
+        progress: impl FnMut(usize, usize) + Send,
     ) -> anyhow::Result<Evaluation> {
         match self {
             Self::Processor => Ok(model::evaluate(&Cpu::default(), model, tokens, length, progress)?),
-            Self::Gpu(device) => with_element!(model, T => evaluate::<T>(device, model, tokens, length, progress)),
+            Self::Gpus(devices) => with_element!(model, T => evaluate::<T>(devices, model, tokens, length, progress)),
         }
     }
 }
 
 fn evaluate<T: Element>(
-    device: &prune_cuda::Device,
+    devices: &[prune_cuda::Device],
     model: &Model<'_>,
     tokens: &[u32],
     length: usize,
-    progress: impl FnMut(usize, usize),
+    progress: impl FnMut(usize, usize) + Send,
 ) -> anyhow::Result<Evaluation> {
-    Ok(model::evaluate(&Gpu::<T>::new(device.clone())?, model, tokens, length, progress)?)
+    let windows = tokens.len() / length.max(1);
+    let used = devices.len().min(windows).max(1);
+    // All have as much to do, up to a window: the first speaks for them.
+    let progress = Mutex::new(progress);
+    let parts = run_shards(used, |shards| {
+        let rank = shards.rank();
+        let own = share(windows, rank, used);
+        let tokens = if used == 1 { tokens } else { &tokens[own.start * length..own.end * length] };
+        let tell = |done, all| {
+            if rank == 0 {
+                (progress.lock().unwrap_or_else(PoisonError::into_inner))(done, all);
+            }
+        };
+        let gpu = Gpu::<T>::new(devices[rank].clone())?;
+        Ok::<_, anyhow::Error>(model::evaluate(&gpu, model, tokens, length, tell)?)
+    })?;
+    Ok(Evaluation::of_all(&parts))
+}
+
+/// Why GPUs are not there.
+#[derive(Debug, thiserror::Error)]
+enum Missing {
+    #[error(transparent)]
+    Driver(#[from] prune_cuda::Error),
+    #[error("{shards} shards need as many GPUs, and this machine has {count}{sharing}")]
+    Gpus { shards: usize, count: usize, sharing: String },
+}
+
+/// The GPUs of this rank: of the machine's, in the order of its ranks; all there are, where the launcher shows each rank its own.
+fn own(shards: usize, ranks: &Ranks) -> Result<Vec<usize>, Missing> {
+    let (place, sharing) = (ranks.place_on_this_machine(), ranks.on_this_machine());
+    match prune_cuda::Device::count()? {
+        0 => Err(prune_cuda::Error::NoDevice { ordinal: 0, count: 0 }.into()),
+        count if count >= shards * sharing => Ok((place * shards..(place + 1) * shards).collect()),
+        count if count >= shards => Ok((0..shards).collect()),
+        count => Err(Missing::Gpus {
+            shards,
+            count,
+            sharing: if sharing > 1 { format!(" for {sharing} ranks") } else { String::new() },
+        }),
+    }
 }
 
 /// What all linear layers of the blocks are stored in; f32 where they differ, which holds all of them exactly.
@@ -131,17 +179,18 @@ fn element(model: &Model<'_>) -> Dtype {
     if dtypes.all(|dtype| dtype == first) { first } else { Dtype::F32 }
 }
 
-/// Has the emulated driver and its cuBLAS take the place of those of the machine.
+/// Has an emulated driver with so many devices, its cuBLAS and its NCCL take the place of those of the machine.
 #[cfg(feature = "emulator")]
-fn emulate() -> anyhow::Result<()> {
-    // Named, so that the library is built.
-    std::hint::black_box(emulator_cublas::cublasGetStatusString(0));
-    emulator::loader::load(&emulator::options::Options::default())?;
+fn emulate(devices: usize) -> anyhow::Result<()> {
+    // Named, so that the libraries are built.
+    std::hint::black_box((emulator_cublas::cublasGetStatusString(0), emulator_nccl::ncclGetErrorString(0)));
+    emulator::loader::load(&emulator::options::Options { devices, ..Default::default() })?;
     emulator::loader::load_cublas()?;
+    emulator::loader::load_nccl()?;
     Ok(())
 }
 
 #[cfg(not(feature = "emulator"))]
-fn emulate() -> Result<(), crate::settings::SettingsError> {
+fn emulate(_: usize) -> Result<(), crate::settings::SettingsError> {
     Err(crate::settings::SettingsError::Inconsistent(crate::device::NOT_EMULATED))
 }

@@ -1,4 +1,4 @@
-//! What shards work on: the processor, or a GPU where the program is built with the feature `cuda`.
+//! What shards work on: the processor, or a GPU each where the program is built with the feature `cuda`.
 
 #[cfg(not(feature = "cuda"))]
 mod disabled;
@@ -10,7 +10,7 @@ pub use disabled::Device;
 #[cfg(feature = "cuda")]
 pub use enabled::Device;
 
-use crate::settings::{SettingsError, bad_value};
+use crate::settings::{SettingsError, bad_value, workers};
 
 /// What is said where there is no emulated GPU.
 #[cfg(not(feature = "emulator"))]
@@ -18,17 +18,19 @@ const NOT_EMULATED: &str =
     "--device emulated: this program is built without the emulated GPU; build it with --features emulator";
 
 /// What `--device` asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// A GPU where there is one and it can do the job, else the processor.
+    /// GPUs where there are enough of them and they can do the job, else the processor.
     #[default]
     Auto,
     /// The processor.
     Cpu,
-    /// The GPU of this number.
-    Cuda(usize),
-    /// The emulated GPU.
-    Emulated,
+    /// GPUs, as many as there are shards.
+    Cuda,
+    /// The GPUs of these numbers, one for each shard.
+    Numbers(Vec<usize>),
+    /// As many emulated GPUs as there are shards, or so many.
+    Emulated(Option<usize>),
 }
 
 impl Choice {
@@ -37,28 +39,41 @@ impl Choice {
     /// # Errors
     /// [`SettingsError::BadValue`].
     pub fn parse(text: &str) -> Result<Self, SettingsError> {
+        let bad = |why: &str| bad_value("device", text, why);
         match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            "emulated" => Ok(Self::Emulated),
-            _ => {
-                let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
-                number
-                    .map(Self::Cuda)
-                    .ok_or_else(|| bad_value("device", text, "auto, cpu, cuda, cuda:NUMBER or emulated"))
-            }
+            "auto" => return Ok(Self::Auto),
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => return Ok(Self::Cuda),
+            "emulated" => return Ok(Self::Emulated(None)),
+            _ => {}
+        }
+        if let Some(count) = text.strip_prefix("emulated:").and_then(|count| count.parse().ok()) {
+            let count = workers("device", count).map_err(|_| bad("1 to 1024 emulated GPUs"))?;
+            return Ok(Self::Emulated(Some(count)));
+        }
+        let numbers = text.strip_prefix("cuda:").map(|list| list.split(',').map(str::parse::<usize>));
+        let numbers: Option<Vec<_>> = numbers.and_then(|numbers| numbers.collect::<Result<_, _>>().ok());
+        let numbers = numbers.ok_or_else(|| bad("auto, cpu, cuda, cuda:NUMBER,… or emulated, emulated:COUNT"))?;
+        if (1..numbers.len()).any(|at| numbers[..at].contains(&numbers[at])) {
+            return Err(bad("a GPU is named twice, and takes one shard only"));
+        }
+        Ok(Self::Numbers(numbers))
+    }
+
+    /// How many devices it names, if it does.
+    pub fn count(&self) -> Option<usize> {
+        match self {
+            Self::Numbers(numbers) => Some(numbers.len()),
+            &Self::Emulated(count) => count,
+            Self::Auto | Self::Cpu | Self::Cuda => None,
         }
     }
 }
 
-/// Why a GPU cannot do a job that the processor could.
+/// Why GPUs cannot do a job that the processor could.
 #[cfg(feature = "cuda")]
-fn unsuited(settings: &crate::settings::Settings, ranks: usize) -> Option<SettingsError> {
-    let (shards, width) = (settings.shards.saturating_mul(ranks), settings.panel_width);
-    if shards > 1 {
-        return Some(bad_value("shards", shards, "a GPU works alone: 1, or --device cpu"));
-    }
+fn unsuited(settings: &crate::settings::Settings) -> Option<SettingsError> {
+    let width = settings.panel_width;
     let unstructured = matches!(settings.pattern, prune::Pattern::Unstructured { .. });
     (unstructured && ![32, 64, 128].contains(&width))
         .then(|| bad_value("panel-width", width, "32, 64 or 128 on a GPU; any on --device cpu"))

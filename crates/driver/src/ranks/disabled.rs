@@ -34,6 +34,11 @@ impl Ranks {
         1
     }
 
+    /// Which of those this one is, from 0.
+    pub fn place_on_this_machine(&self) -> usize {
+        0
+    }
+
     /// [`prune::run_shards`] over `local` shards of each rank.
     ///
     /// # Errors

@@ -77,6 +77,11 @@ impl Ranks {
         self.world.on_this_machine
     }
 
+    /// Which of those this one is, from 0.
+    pub fn place_on_this_machine(&self) -> usize {
+        self.world.place_on_this_machine
+    }
+
     /// [`prune::run_shards`] over `local` shards of each rank, which is the same number on all: they are numbered rank
     /// by rank. Sums add them in that order, so that the result is that of as many shards in one process, bit for bit.
     ///
@@ -157,6 +162,7 @@ struct World {
     size: usize,
     /// Ranks that share this machine.
     on_this_machine: usize,
+    place_on_this_machine: usize,
     /// Set when any rank is known to have failed. Nobody talks to the others after that, but to stop and to conclude.
     verdict: OnceLock<Verdict>,
     stopped: AtomicBool,
@@ -177,14 +183,15 @@ impl Drop for World {
 
 impl World {
     fn new(communicator: Option<SimpleCommunicator>) -> Self {
-        let (rank, size, on_this_machine) = communicator.as_ref().map_or((0, 1, 1), |all| {
-            // A call that all ranks must make, and which does not tell of failures: at the start all do.
-            let sharing = all.split_shared(all.rank());
-            (all.rank() as usize, all.size() as usize, sharing.size() as usize)
-        });
+        let (rank, size, (place_on_this_machine, on_this_machine)) =
+            communicator.as_ref().map_or((0, 1, (0, 1)), |all| {
+                // A call that all ranks must make, and which does not tell of failures: at the start all do.
+                let sharing = all.split_shared(all.rank());
+                (all.rank() as usize, all.size() as usize, (sharing.rank() as usize, sharing.size() as usize))
+            });
         let home = std::thread::current().id();
         let (verdict, stopped) = (OnceLock::new(), AtomicBool::new(false));
-        Self { communicator, home, rank, size, on_this_machine, verdict, stopped }
+        Self { communicator, home, rank, size, on_this_machine, place_on_this_machine, verdict, stopped }
     }
 
     fn communicator(&self) -> Option<&SimpleCommunicator> {
