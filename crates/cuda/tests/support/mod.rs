@@ -35,7 +35,7 @@ fn emulator() -> Option<&'static Loaded> {
 
 /// Runs `test` on a machine, set up with these options if it is emulated, and fails if its checks find anything. Tests take turns:
 /// there is one driver in a process. A real machine with fewer devices skips the test, and says so.
-pub(crate) fn on_machine(options: &Options, test: impl Fn()) {
+pub(crate) fn on_machine<R: Default>(options: &Options, test: impl FnOnce() -> R) -> R {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let emulator = emulator();
@@ -44,16 +44,14 @@ pub(crate) fn on_machine(options: &Options, test: impl Fn()) {
         emulator.findings();
     } else if Device::count().expect("a driver") < options.devices {
         eprintln!("skipped: there are no {} devices", options.devices);
-        return;
+        return R::default();
     }
     // What the checks found says more than the error of the call in which it surfaced.
     let end = std::panic::catch_unwind(AssertUnwindSafe(test));
     let found = emulator.map(Loaded::findings).unwrap_or_default();
     let text: Vec<String> = found.iter().map(ToString::to_string).collect();
     assert!(found.is_empty(), "{} findings:\n{}", found.len(), text.join("\n"));
-    if let Err(panic) = end {
-        std::panic::resume_unwind(panic);
-    }
+    end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Runs `test` on the first device, as [`on_machine`] does.
