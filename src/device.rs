@@ -2,7 +2,7 @@
 
 use crate::module::{Entry, Source};
 use crate::{Error, Number};
-use cudarc::driver::sys::{CUfunction_attribute, CUresult};
+use cudarc::driver::sys::{CUfunction_attribute, CUmemPool_attribute, CUmemoryPool, CUresult};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
     SyncOnDrop, ValidAsZeroBits, result, sys,
@@ -21,6 +21,43 @@ pub struct Device {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     loaded: Arc<Loaded>,
+    pool: Option<Pool>,
+}
+
+/// The memory pool that a device's streams allocate from: it counts what they hold.
+#[derive(Clone, Copy, Debug)]
+struct Pool(CUmemoryPool);
+
+// SAFETY: a handle of the driver, which is valid for as long as the device is there and may be used by all threads.
+unsafe impl Send for Pool {}
+// SAFETY: likewise.
+unsafe impl Sync for Pool {}
+
+impl Pool {
+    /// The pool of a device, which keeps what is freed: by default it hands that back to the system whenever somebody waits
+    /// for a stream, only to have it mapped anew for the next chunk. `None` where devices have no pools.
+    fn of(context: &CudaContext) -> Result<Option<Self>, Error> {
+        if !context.has_async_alloc() {
+            return Ok(None);
+        }
+        context.bind_to_thread()?;
+        // SAFETY: the handle of an open context's device.
+        let pool = Self(unsafe { result::device::get_mem_pool(context.cu_device()) }?);
+        pool.set(CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)?;
+        Ok(Some(pool))
+    }
+
+    fn get(self, attribute: CUmemPool_attribute) -> Result<u64, Error> {
+        let mut value = 0_u64;
+        // SAFETY: the pool of a device; the attributes that are asked for here have 64 bits.
+        unsafe { result::mem_pool::get_attribute(self.0, attribute, (&raw mut value).cast()) }?;
+        Ok(value)
+    }
+
+    fn set(self, attribute: CUmemPool_attribute, mut value: u64) -> Result<(), Error> {
+        // SAFETY: as in `get`.
+        Ok(unsafe { result::mem_pool::set_attribute(self.0, attribute, (&raw mut value).cast()) }?)
+    }
 }
 
 /// What was loaded so far, by name.
@@ -67,8 +104,8 @@ impl Device {
         let context = CudaContext::new(ordinal)?;
         let capability = context.compute_capability()?;
         check_capability(ordinal, capability, || Ok(context.name()?))?;
-        let stream = context.new_stream()?;
-        Ok(Self { context, stream, loaded: Arc::default() })
+        let (stream, pool) = (context.new_stream()?, Pool::of(&context)?);
+        Ok(Self { context, stream, loaded: Arc::default(), pool })
     }
 
     /// The same device with another stream, whose work runs beside this one's.
@@ -98,6 +135,32 @@ impl Device {
     /// What the driver says.
     pub fn memory(&self) -> Result<(usize, usize), Error> {
         Ok(self.context.mem_get_info()?)
+    }
+
+    /// Bytes of its memory that are allocated by this process now: what was freed counts no more, though the work before may
+    /// still use it. `None` where devices have no memory pools, which count it.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn used(&self) -> Result<Option<u64>, Error> {
+        self.pool.map(|pool| pool.get(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)).transpose()
+    }
+
+    /// The most of [`Device::used`] since the start or the last [`Device::reset_peak`].
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn peak(&self) -> Result<Option<u64>, Error> {
+        self.pool.map(|pool| pool.get(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)).transpose()
+    }
+
+    /// Starts [`Device::peak`] anew from what is used now. The pool is the device's: of several streams on it, for all.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn reset_peak(&self) -> Result<(), Error> {
+        // The only value that it may be set to.
+        self.pool.map_or(Ok(()), |pool| pool.set(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0))
     }
 
     /// The stream on which everything is enqueued.

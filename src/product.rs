@@ -4,16 +4,7 @@ use crate::device::{Device, arguments, blocks};
 use crate::error::Error;
 use crate::module::{Entry, FLAT_THREADS, PRODUCT_DEPTH, PRODUCT_SHARED, PRODUCT_THREADS, Source, TILE};
 use cudarc::driver::DevicePtrMut;
-
-/// Thread blocks that run at one time on the device that launches are laid out for: two on each of the 108
-/// multiprocessors of an A100. A constant, so that splits, and with them the order of sums, are the same on all devices.
-pub(crate) const RESIDENT: u32 = 216;
-
-/// The fewest slabs along the depth for which a split pays: its sums are written, read and added once more.
-const FEWEST_SLABS: u32 = 16;
-
-/// The most splits: `partial` is that many times as large as the result.
-const MOST_SPLITS: u32 = 32;
+pub(crate) use roofline::room::{RESIDENT, splits};
 
 /// As in product.cuh.
 #[derive(Clone, Copy, Debug)]
@@ -114,14 +105,6 @@ pub(crate) fn tiles(region: Region, rows: usize, columns: usize) -> u64 {
         Region::Full => across(rows) * across(columns),
         Region::Upper => across(columns) * (across(columns) + 1) / 2,
     }
-}
-
-/// Into how many parts of the depth a product is split, so that there is work for all multiprocessors.
-pub(crate) fn splits(tiles: u64, slabs: u32) -> u32 {
-    let wanted = u64::from(RESIDENT).div_ceil(tiles.max(1)).min(u64::from(MOST_SPLITS)) as u32;
-    let splits = wanted.min(slabs / FEWEST_SLABS).max(1);
-    // No split without work: parts are of equal size but for the last.
-    slabs.div_ceil(slabs.div_ceil(splits).max(1)).max(1)
 }
 
 impl Product {

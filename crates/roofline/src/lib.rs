@@ -3,7 +3,10 @@
 //! (`cargo xtask kernels`) are both made of it.
 //!
 //! Operations count a multiplication and an addition as two, and one triangle of what is symmetric. Matrices are named as
-//! everywhere: W [rows, columns] of a linear layer, X [tokens, columns] its inputs, H [columns, columns].
+//! everywhere: W [rows, columns] of a linear layer, X [tokens, columns] its inputs, H [columns, columns]. What stages hold
+//! beside those is in [`room`], and that is measured.
+
+pub mod room;
 
 /// Columns that are selected and swept together.
 pub const PANEL: f64 = 128.0;
