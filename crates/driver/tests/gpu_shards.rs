@@ -7,6 +7,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use checkpoint::{Checkpoint, Dtype, Output};
 use cuda::Place;
@@ -17,8 +18,8 @@ use driver::cli::Verbosity;
 use driver::progress::Progress;
 use driver::report::{Clock, LayerReport};
 use emulator::options::Options;
-use model::Model;
 use model::calibration::Sequences;
+use model::{Cpu, Model};
 use prune::{Collective, Method, Pattern, run_shards};
 use prune_cuda::Device;
 use safetensors::SafeTensors;
@@ -146,6 +147,33 @@ fn gpus_divide_a_job_as_threads_do() {
                 assert!(differing < NEAR_TIES, "{what}: {differing} of the mask differ from that of one GPU");
             }
         }
+    }
+}
+
+#[test]
+fn gpus_share_the_windows_of_an_evaluation() {
+    let checkpoint = Checkpoint::open(&testkit::paths::golden().join("models/qwen2")).expect("a checkpoint");
+    let model = Model::open(&checkpoint).expect("a model");
+    let mut random = Random::new(4);
+    let tokens: Vec<u32> = (0..7 * LENGTH + 3).map(|_| random.below(160) as u32).collect();
+    let on_cpu = model::evaluate(&Cpu::default(), &model, &tokens, LENGTH, |_, _| ()).expect("a perplexity");
+    // More devices than windows, too.
+    let on_gpus = [1, 2, 3, 8].map(|devices| {
+        on_machine(&Options { devices, ..Options::default() }, || {
+            let opened = (0..devices).map(Device::open).collect::<Result<_, _>>().expect("devices");
+            let told = AtomicUsize::new(0);
+            let tell = |done, all| assert_eq!((told.fetch_add(1, Ordering::Relaxed) + 1, all), (done, 3));
+            let evaluation = driver::device::Device::Gpus(opened).evaluate(&model, &tokens, LENGTH, tell);
+            assert_eq!(told.into_inner(), 3, "two blocks and the head");
+            evaluation.ok()
+        })
+        .expect("a perplexity")
+    });
+    for on_gpu in on_gpus {
+        assert_eq!((on_gpu.windows, on_gpu.predicted), (7, 7 * (LENGTH - 1)));
+        // The losses of a window are the same on each device; f64 sums of 133 of them, in another order.
+        assert!((on_gpu.mean_loss / on_gpus[0].mean_loss - 1.0).abs() < 133.0 * f64::EPSILON, "{on_gpu:?}");
+        assert!((on_gpu.perplexity / on_cpu.perplexity - 1.0).abs() < 1e-3, "{on_gpu:?}, {on_cpu:?} on the processor");
     }
 }
 
