@@ -296,11 +296,13 @@ impl Drop for Seat {
 
 /// Joins a clique that is in another process.
 fn connect(key: Key, rank: usize, ranks: usize, inbox: Arc<Inbox>) -> Result<UnixStream, Failure> {
-    let stream = key.address().and_then(|address| UnixStream::connect_addr(&address)).map_err(|error| {
+    let nobody = |error| {
         let reason = "no process of this machine waits for ranks with this id: the one that made it has ended, or is on \
                       another machine, or all ranks have come";
         (REMOTE_ERROR, format!("{reason} ({error})"))
-    })?;
+    };
+    let stream = key.address().and_then(|address| UnixStream::connect_addr(&address)).map_err(nobody)?;
+    wire::write(&stream, &Request::Join { key, rank, ranks, process: process() }, &[]).map_err(nobody)?;
     let deliveries = stream.try_clone().map_err(system)?;
     let read = move || {
         while let Ok(Some((delivery, bytes))) = wire::read(&deliveries) {
@@ -311,7 +313,6 @@ fn connect(key: Key, rank: usize, ranks: usize, inbox: Arc<Inbox>) -> Result<Uni
         wake();
     };
     Builder::new().spawn(read).map_err(system)?;
-    wire::write(&stream, &Request::Join { key, rank, ranks, process: process() }, &[]).map_err(system)?;
     Ok(stream)
 }
 
