@@ -1,6 +1,7 @@
 //! How the stand-ins for CUDA libraries reach the emulated driver: through functions which its `libcuda.so`, already
 //! loaded in the process, exports beside those of the driver API.
 
+use serde::{Deserialize, Serialize};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
@@ -58,6 +59,7 @@ struct Driver {
     enqueue: Enqueue,
     clock: unsafe extern "C" fn(*mut u32, usize) -> usize,
     follow: unsafe extern "C" fn(*const u32, usize),
+    resume: unsafe extern "C" fn() -> u32,
     current_device: unsafe extern "C" fn(*mut c_int) -> u32,
     current_context: unsafe extern "C" fn(*mut u64) -> u32,
     push_context: unsafe extern "C" fn(u64) -> u32,
@@ -108,6 +110,7 @@ fn find() -> Option<Driver> {
             enqueue: function(symbol(c"emulator_enqueue")?),
             clock: function(symbol(c"emulator_clock")?),
             follow: function(symbol(c"emulator_follow")?),
+            resume: function(symbol(c"emulator_resume")?),
             current_device: function(symbol(c"cuCtxGetDevice")?),
             current_context: function(symbol(c"cuCtxGetCurrent")?),
             push_context: function(symbol(c"cuCtxPushCurrent_v2")?),
@@ -187,7 +190,7 @@ pub fn release(device: i32) -> Result<(), u32> {
 }
 
 /// The order of a piece of work among all work in streams: itself, and what is over before it begins.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clock(Vec<u32>);
 
 /// The clock of the work that calls this while it runs; one that knows nothing if none does.
@@ -212,6 +215,15 @@ pub fn follow(clock: &Clock) {
     if let Some(driver) = driver() {
         // SAFETY: the pointer is to as many numbers.
         unsafe { (driver.follow)(clock.0.as_ptr(), clock.0.len()) };
+    }
+}
+
+/// What work in streams waits for may have happened elsewhere: lets the driver ask again, and run, in the calling thread,
+/// whatever can run then. Only what ends or is enqueued in a stream does so by itself.
+pub fn resume() {
+    if let Some(driver) = driver() {
+        // SAFETY: it has no arguments and may be called at any time. Where there is no machine, nothing waits.
+        unsafe { (driver.resume)() };
     }
 }
 

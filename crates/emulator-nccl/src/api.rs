@@ -1,20 +1,15 @@
 //! The functions of `libnccl.so`.
 
-use crate::clique::{Clique, Collective, Kind, Part};
+use crate::clique::{Collective, Kind, Part};
+use crate::codes::{CUDA_ERROR, Failure, INTERNAL_ERROR, INVALID_ARGUMENT, INVALID_USAGE, SUCCESS};
 use crate::reduce::{Number, Reduction};
+use crate::seat::{self, Seat};
 use emulator_link::{Progress, Region};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-
-/// Values of ncclResult_t.
-const SUCCESS: u32 = 0;
-const CUDA_ERROR: u32 = 1;
-const INTERNAL_ERROR: u32 = 3;
-const INVALID_ARGUMENT: u32 = 4;
-const INVALID_USAGE: u32 = 5;
 
 /// What ncclGetVersion says: 2.27.3.
 const VERSION: i32 = 22703;
@@ -29,8 +24,7 @@ pub struct UniqueId {
 
 /// A communicator of one rank.
 struct Communicator {
-    clique: Arc<Clique>,
-    rank: usize,
+    seat: Arc<Seat>,
     device: i32,
     context: u64,
     /// Whether the device's context was retained for it.
@@ -41,7 +35,6 @@ struct Communicator {
 
 #[derive(Default)]
 struct State {
-    cliques: HashMap<UniqueId, Arc<Clique>>,
     communicators: HashMap<u64, Communicator>,
 }
 
@@ -58,13 +51,13 @@ std::thread_local! {
     static PENDING: RefCell<Vec<Pending>> = const { RefCell::new(Vec::new()) };
 }
 
-type Outcome<T = ()> = Result<T, (u32, String)>;
+type Outcome<T = ()> = Result<T, Failure>;
 
 fn fail<T>(result: u32, reason: impl Into<String>) -> Outcome<T> {
     Err((result, reason.into()))
 }
 
-fn cuda(code: u32) -> (u32, String) {
+fn cuda(code: u32) -> Failure {
     (CUDA_ERROR, format!("CUresult {code}"))
 }
 
@@ -111,15 +104,9 @@ fn fresh() -> u64 {
     NEXT.fetch_add(16, Ordering::Relaxed)
 }
 
-fn unique() -> UniqueId {
-    let mut internal = [0; 128];
-    internal[..8].copy_from_slice(&fresh().to_ne_bytes());
-    UniqueId { internal }
-}
-
-fn add(clique: Arc<Clique>, rank: usize, device: i32, context: u64, retained: bool) -> u64 {
+fn add(seat: Arc<Seat>, device: i32, context: u64, retained: bool) -> u64 {
     let handle = fresh();
-    let communicator = Communicator { clique, rank, device, context, retained, collectives: 0 };
+    let communicator = Communicator { seat, device, context, retained, collectives: 0 };
     state().communicators.insert(handle, communicator);
     handle
 }
@@ -134,19 +121,13 @@ fn join(communicator: *mut u64, ranks: i32, id: UniqueId, rank: i32) -> Outcome 
     }
     let device = emulator_link::current_device().map_err(cuda)?;
     let context = emulator_link::current_context().map_err(cuda)?;
-    let clique = state().cliques.entry(id).or_insert_with(|| Clique::new(ranks)).clone();
-    if clique.ranks != ranks {
-        return fail(INVALID_ARGUMENT, format!("{ranks} ranks, where others say {}", clique.ranks));
-    }
-    if !clique.join(rank) {
-        return fail(INVALID_USAGE, format!("rank {rank} is there already"));
-    }
-    write(communicator, add(clique.clone(), rank, device, context, false))?;
+    let seat = Arc::new(Seat::join(&id, rank, ranks)?);
+    let handle = add(seat.clone(), device, context, false);
+    write(communicator, handle)?;
     at_end(move || {
-        clique.wait();
-        // All ranks hold it now; the id is not used again.
-        state().cliques.remove(&id);
-        Ok(())
+        seat.wait().inspect_err(|_| {
+            state().communicators.remove(&handle);
+        })
     })
 }
 
@@ -155,14 +136,15 @@ fn end(communicator: u64, abort: bool) -> Outcome {
     let Some(ended) = state().communicators.remove(&communicator) else {
         return fail(INVALID_ARGUMENT, format!("{communicator:#x} is no communicator, or was destroyed"));
     };
+    let Communicator { seat, device, retained, .. } = ended;
     if abort {
-        ended.clique.abort();
-        // Streams look again at what they wait for when something is enqueued. A context that is gone waits no more.
-        let nudge = || emulator_link::enqueue(0, "ncclCommAbort", &[], || Progress::Done);
-        let _ = emulator_link::in_context(ended.context, nudge);
+        seat.abort();
     }
-    if ended.retained {
-        emulator_link::release(ended.device).map_err(cuda)?;
+    // Others may have waited for a rank that is gone now.
+    drop(seat);
+    emulator_link::resume();
+    if retained {
+        emulator_link::release(device).map_err(cuda)?;
     }
     Ok(())
 }
@@ -182,22 +164,26 @@ fn reduction(operation: u32) -> Outcome<Reduction> {
 
 fn root(communicator: u64, root: i32) -> Outcome<usize> {
     with(communicator, |own| match usize::try_from(root) {
-        Ok(root) if root < own.clique.ranks => Ok(root),
-        _ => fail(INVALID_ARGUMENT, format!("there is no rank {root} among {}", own.clique.ranks)),
+        Ok(root) if root < own.seat.ranks => Ok(root),
+        _ => fail(INVALID_ARGUMENT, format!("there is no rank {root} among {}", own.seat.ranks)),
     })
 }
 
 /// Puts work into a stream of a communicator's device, at the end of the group.
 fn enqueue(
-    context: u64,
+    name: &str,
+    (seat, context): (Arc<Seat>, u64),
     stream: u64,
-    label: String,
     regions: Vec<Region>,
-    work: impl FnMut() -> Progress + Send + 'static,
+    mut work: impl FnMut(&Seat) -> Progress + Send + 'static,
 ) -> Outcome {
+    let label = format!("{name} by rank {}", seat.rank);
     at_end(move || {
-        let enqueued = || emulator_link::enqueue(stream, &label, &regions, work);
-        emulator_link::in_context(context, enqueued).and_then(|result| result).map_err(cuda)
+        let working = seat.clone();
+        let enqueued = || emulator_link::enqueue(stream, &label, &regions, move || work(&working));
+        emulator_link::in_context(context, enqueued).and_then(|result| result).map_err(cuda)?;
+        seat.hurry();
+        Ok(())
     })
 }
 
@@ -221,23 +207,22 @@ fn collective(
 ) -> Outcome {
     let (count, number) = parse(count, number)?;
     let collective = Collective { kind, number, count };
-    let (clique, rank, context, turn) = with(communicator, |own| {
+    let (seat, context, turn) = with(communicator, |own| {
         own.collectives += 1;
-        Ok((own.clique.clone(), own.rank, own.context, own.collectives))
+        Ok((own.seat.clone(), own.context, own.collectives))
     })?;
-    let (given, taken) = collective.bytes(rank, clique.ranks);
-    let label = format!("{name} by rank {rank}");
+    let (given, taken) = collective.bytes(seat.rank, seat.ranks);
     // Two pieces of work: others wait for what this rank hands in, but never for what it then takes.
-    let meeting = clique.clone();
-    enqueue(context, stream, label.clone(), vec![Region::read(send, given as u64)], move || {
+    let own = (seat, context);
+    enqueue(name, own.clone(), stream, vec![Region::read(send, given as u64)], move |seat| {
         // SAFETY: the driver has checked that these bytes are there.
-        let bytes = unsafe { read(send, given) };
-        meeting.hand_in(turn, rank, collective, Part { bytes, clock: emulator_link::clock() });
+        let bytes = unsafe { read(send, given) }.into();
+        seat.hand_in(turn, collective, Part { bytes, clock: emulator_link::clock() });
         Progress::Done
     })?;
-    enqueue(context, stream, label, vec![Region::written(receive, taken as u64)], move || {
-        clique.take(turn, rank, |share, clocks| {
-            clocks.iter().for_each(|clock| emulator_link::follow(clock));
+    enqueue(name, own, stream, vec![Region::written(receive, taken as u64)], move |seat| {
+        seat.take(turn, |share, clocks| {
+            clocks.iter().for_each(emulator_link::follow);
             // SAFETY: the driver has checked that these bytes are there.
             unsafe { std::ptr::copy_nonoverlapping(share.as_ptr(), receive as *mut u8, share.len()) }
         })
@@ -264,7 +249,7 @@ macro_rules! api {
 api! {
     fn ncclGetVersion(version: *mut i32) { write(version, VERSION) }
 
-    fn ncclGetUniqueId(id: *mut UniqueId) { write(id, unique()) }
+    fn ncclGetUniqueId(id: *mut UniqueId) { write(id, seat::host()?) }
 
     fn ncclCommInitRank(communicator: *mut u64, ranks: i32, id: UniqueId, rank: i32) {
         join(communicator, ranks, id, rank)
@@ -284,14 +269,12 @@ api! {
         if ranks == 0 || communicators.is_null() {
             return fail(INVALID_ARGUMENT, format!("{count} devices"));
         }
-        let clique = Clique::new(ranks);
-        for rank in 0..ranks {
+        for (rank, seat) in Seat::all(ranks)?.into_iter().enumerate() {
             // SAFETY: the caller gives null or `count` devices.
             let device = if devices.is_null() { rank as i32 } else { unsafe { *devices.add(rank) } };
             let context = emulator_link::retain(device).map_err(cuda)?;
-            clique.join(rank);
             // SAFETY: the caller has room for `count` communicators.
-            write(unsafe { communicators.add(rank) }, add(clique.clone(), rank, device, context, true))?;
+            write(unsafe { communicators.add(rank) }, add(Arc::new(seat), device, context, true))?;
         }
         Ok(())
     }
@@ -303,11 +286,11 @@ api! {
     fn ncclCommAbort(communicator: u64) { end(communicator, true) }
 
     fn ncclCommCount(communicator: u64, count: *mut i32) {
-        write(count, with(communicator, |own| Ok(own.clique.ranks as i32))?)
+        write(count, with(communicator, |own| Ok(own.seat.ranks as i32))?)
     }
 
     fn ncclCommUserRank(communicator: u64, rank: *mut i32) {
-        write(rank, with(communicator, |own| Ok(own.rank as i32))?)
+        write(rank, with(communicator, |own| Ok(own.seat.rank as i32))?)
     }
 
     fn ncclCommCuDevice(communicator: u64, device: *mut i32) {
@@ -315,8 +298,7 @@ api! {
     }
 
     fn ncclCommGetAsyncError(communicator: u64, result: *mut u32) {
-        with(communicator, |_| Ok(()))?;
-        write(result, SUCCESS)
+        write(result, with(communicator, |own| Ok(own.seat.error().unwrap_or(SUCCESS)))?)
     }
 
     fn ncclGroupStart() {
@@ -403,12 +385,11 @@ api! {
     fn ncclSend(buffer: u64, count: usize, number: u32, to: i32, communicator: u64, stream: u64) {
         let (count, number) = parse(count, number)?;
         let (to, bytes) = (root(communicator, to)?, count * number.size());
-        let (clique, rank, context) = with(communicator, |own| Ok((own.clique.clone(), own.rank, own.context)))?;
-        let regions = vec![Region::read(buffer, bytes as u64)];
-        enqueue(context, stream, format!("ncclSend by rank {rank}"), regions, move || {
+        let own = with(communicator, |own| Ok((own.seat.clone(), own.context)))?;
+        enqueue("ncclSend", own, stream, vec![Region::read(buffer, bytes as u64)], move |seat| {
             // SAFETY: the driver has checked that these bytes are there.
-            let bytes = unsafe { read(buffer, bytes) };
-            clique.send(rank, to, Part { bytes, clock: emulator_link::clock() });
+            let bytes = unsafe { read(buffer, bytes) }.into();
+            seat.send(to, Part { bytes, clock: emulator_link::clock() });
             Progress::Done
         })
     }
@@ -416,10 +397,9 @@ api! {
     fn ncclRecv(buffer: u64, count: usize, number: u32, from: i32, communicator: u64, stream: u64) {
         let (count, number) = parse(count, number)?;
         let (from, bytes) = (root(communicator, from)?, count * number.size());
-        let (clique, rank, context) = with(communicator, |own| Ok((own.clique.clone(), own.rank, own.context)))?;
-        let regions = vec![Region::written(buffer, bytes as u64)];
-        enqueue(context, stream, format!("ncclRecv by rank {rank}"), regions, move || {
-            clique.receive(from, rank, bytes, |message| {
+        let own = with(communicator, |own| Ok((own.seat.clone(), own.context)))?;
+        enqueue("ncclRecv", own, stream, vec![Region::written(buffer, bytes as u64)], move |seat| {
+            seat.receive(from, bytes, |message| {
                 emulator_link::follow(&message.clock);
                 // SAFETY: the driver has checked that these bytes are there.
                 unsafe { std::ptr::copy_nonoverlapping(message.bytes.as_ptr(), buffer as *mut u8, bytes) }

@@ -1,9 +1,10 @@
 //! Reductions of arrays, by number type.
 
 use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
 
 /// An ncclDataType_t.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Number {
     I8,
     U8,
@@ -46,7 +47,7 @@ impl Number {
 }
 
 /// An ncclRedOp_t.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Reduction {
     Sum,
     Product,

@@ -101,6 +101,15 @@ pub unsafe extern "C" fn emulator_follow(clock: *const u32, count: usize) {
     }
 }
 
+/// What the work of libraries waits for may have happened, outside of streams: what can run now, runs, in the calling thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn emulator_resume() -> u32 {
+    driver::call("emulator_resume", |driver| {
+        driver.resume();
+        Ok(())
+    })
+}
+
 /// Puts work of a library into a stream: see [`emulator_link::Enqueue`].
 ///
 /// # Safety

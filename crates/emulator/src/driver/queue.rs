@@ -292,6 +292,14 @@ impl Driver {
         }
     }
 
+    /// Runs what may run now, and asks what had to wait once more.
+    pub(crate) fn resume(&self) {
+        let mut state = self.lock();
+        state.queue.progress += 1;
+        drop(self.pump(state));
+        self.changed.notify_all();
+    }
+
     /// One operation somewhere, where operations wait to be asked about.
     pub(crate) fn nudge<'a>(&'a self, state: Guard<'a>) -> Guard<'a> {
         match self.options.deferred {
