@@ -14,7 +14,7 @@ test:
 
 # Ranks of MPI on this machine; needs Open MPI or MPICH.
 mpi:
-    cargo test -p driver --features mpi --test mpi
+    cargo test -p driver --features mpi,cuda,emulator --test mpi
 
 # What CI runs.
 ci:

@@ -129,6 +129,23 @@ fn ranks_make_the_bytes_of_one_process() {
     }
 }
 
+/// NCCL, set up through MPI, adds in the order of ranks where it is emulated.
+#[cfg(feature = "emulator")]
+#[test]
+fn ranks_with_gpus_make_the_bytes_of_one_process_with_as_many() {
+    let (place, text) = (Place::with_demo(), demo_text("calibration.txt"));
+    let flags = small(&text, "4", &["--blocks", "..1", "--device", "emulated"]);
+    for (count, local) in [(2, 1), (2, 2)] {
+        assert_same(&place, count, local, &flags);
+    }
+    // A rank that is killed while the other waits for it in NCCL or MPI: as soon as the result's temporary folder is there.
+    let kill = "[ \"$rank\" = 1 ] && (until ls -d .killed.partial* > /dev/null 2>&1; do sleep 0.05; done; kill -9 $$) &";
+    let before = place.list();
+    let run = finish(&mut ranks(&place, 2, kill, &[&flags[..], &["--output", "killed"]].concat()));
+    assert_ne!(run.code, 0, "{}", run.stderr);
+    assert_eq!(place.list(), before, "something is left behind");
+}
+
 #[test]
 fn ranks_with_nothing_to_do_do_no_harm() {
     let (place, text) = (Place::with_demo(), demo_text("calibration.txt"));
