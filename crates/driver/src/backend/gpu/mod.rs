@@ -32,8 +32,6 @@ pub struct GpuShard<'a, T: Element> {
     forward: Gpu<T>,
     /// The devices of all shards.
     nccl: Nccl<'a>,
-    /// Where results leave the device, beside the work.
-    copies: Device,
     chunk: usize,
     place: Place,
 }
@@ -50,8 +48,8 @@ impl<'a, T: Element> GpuShard<'a, T> {
         place: Place,
         chunk: usize,
     ) -> Result<Self, cuda::Error> {
-        let (copies, nccl) = (device.fork()?, Nccl::connect(&device, collective)?);
-        Ok(Self { forward: Gpu::new(device)?, nccl, copies, chunk, place })
+        let nccl = Nccl::connect(&device, collective)?;
+        Ok(Self { forward: Gpu::new(device)?, nccl, chunk, place })
     }
 
     fn device(&self) -> &Device {
