@@ -213,15 +213,11 @@ impl<T: Element> Backend for GpuShard<'_, T> {
         self.chunk
     }
 
-    fn relieve(
-        &mut self,
-        error: &anyhow::Error,
-        activations: &mut Activations,
-        kept: &mut Kept<T>,
-    ) -> anyhow::Result<bool> {
-        if !error.chain().any(lacks_room) {
-            return Ok(false);
-        }
+    fn lacks_room(&self, error: &anyhow::Error) -> bool {
+        error.chain().any(lacks_room)
+    }
+
+    fn relieve(&mut self, activations: &mut Activations, kept: &mut Kept<T>) -> anyhow::Result<bool> {
         let ordinal = self.device().ordinal();
         if self.chunk > SMALLEST_CHUNK {
             self.chunk = (self.chunk / 2).max(SMALLEST_CHUNK);
