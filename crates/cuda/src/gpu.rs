@@ -87,9 +87,9 @@ impl<T: Element> Gpu<T> {
         &self.shared.device
     }
 
-    /// The same device with the stream of what travels, beside the work and from whichever thread: weights and parameters come on
-    /// it, and weights leave on it again. Their memory is of this stream, which frees it, too. The work waits for what it reads to
-    /// have come; the free waits for the last work that read it.
+    /// The same device with the stream of what travels, beside the work and from whichever thread: weights and parameters come
+    /// on it, and weights leave on it again. Their memory is of this stream, which frees it, too. The work waits for what it reads
+    /// to have come; the free waits for the last work that read it.
     pub(crate) fn travel(&self) -> &Device {
         &self.shared.travel
     }
@@ -130,14 +130,15 @@ impl<T: Element> Gpu<T> {
         staging.upload(&self.shared.travel, weight.values().len(), self.piece, fill)
     }
 
-    /// The bytes of a weight on their way to the host: there when they are looked at. The weight may be dropped meanwhile.
+    /// The bytes of a weight on their way to the host: there when they are looked at. A weight of [`model::Forward::weight`] may
+    /// be dropped meanwhile.
     ///
     /// # Errors
     /// What the driver says.
     pub fn fetch(&self, values: &CudaSlice<T>) -> Result<PinnedHostSlice<u8>, Error> {
         let stream = self.travel().stream();
-        // A buffer remembers the last that read it and forgets the ones before: the work for this copy. The free is to wait for both,
-        // and waits for what the copy waited for, since both are of one stream.
+        // A buffer remembers only the last that read it, and would forget the work for this copy. So the copy waits for the
+        // work, and the free, which is of the same stream, comes behind both, and behind what reads the weight later.
         stream.join(self.device().stream()).map_err(driver)?;
         // SAFETY: all of it is written by the copy before anything reads it.
         let host = unsafe { stream.context().alloc_pinned_with_flags(values.num_bytes(), 0) };

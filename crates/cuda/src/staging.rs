@@ -69,8 +69,8 @@ impl<T: Element> Staging<T> {
             Some(piece) if piece.len() >= length => piece,
             smaller => {
                 drop(smaller);
-                // SAFETY: what is read of it, `fill` has written before. Not write-combined, as `alloc_pinned` has it: whoever fills
-                // it may look at what is there already.
+                // SAFETY: what is read of it, `fill` has written before. Not write-combined, as `alloc_pinned` has it:
+                // whoever fills it may look at what is there already.
                 unsafe { device.stream().context().alloc_pinned_with_flags(length, 0) }.map_err(driver)?
             }
         };

@@ -60,7 +60,7 @@ fn layers_come_change_and_leave_beside_the_work() {
             for number in 1..=LAYERS {
                 let next = std::thread::scope(|scope| {
                     let coming = scope.spawn(|| layer(&gpu, number));
-                    // What pruning does: it writes to the weight, and the work goes on with that, before the weight leaves or after.
+                    // As pruning does: it writes to the weight, and the work goes on with that, before it leaves or after.
                     let values = present.weight.values_mut().expect("a weight that nobody else has");
                     device.stream().memset_zeros(&mut values.slice_mut(..COLUMNS)).expect("a fill");
                     let work = || gpu.project(&present, Gpu::view(&inputs)).expect("room");

@@ -28,8 +28,8 @@ const SOLVER: Solver = Solver {
     panel_width: 32,
 };
 
-/// Prunes the first blocks of a model, and returns the file of the result and the most that the device held. Activations lie outside
-/// of it and chunks are the smallest, so that nothing is left to give up but what is loaded ahead.
+/// Prunes the first blocks of a model, and returns the file of the result and the most that the device held. Activations lie
+/// outside of it and chunks are the smallest, so that nothing is left to give up but what is loaded ahead.
 fn prune(model: &Model<'_>, blocks: usize) -> anyhow::Result<(Vec<u8>, u64)> {
     let folder = tempfile::tempdir()?;
     let writer = Writer::create(model.checkpoint(), folder.path(), 0, 1)?;
