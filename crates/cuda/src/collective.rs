@@ -41,9 +41,10 @@ impl Memory for DeviceMemory {
 /// still be reading.
 pub struct Nccl<'a> {
     host: &'a dyn Collective,
-    device: Device,
     /// Absent where a shard is alone, and after an error.
     communicator: Mutex<Option<Communicator>>,
+    /// Keeps the context, which must outlive the communicator: fields are dropped in their order.
+    device: Device,
 }
 
 /// A communicator, which is given up when dropped: that does not wait for the others.

@@ -1,7 +1,9 @@
 //! The forward pass on a device: what a [`Forward`] must do, each by a kernel or a product enqueued on the device's stream.
+//! Weights and parameters come on the stream of what travels ([`Gpu::travel`]); the work waits for them when it reads them.
 //!
-//! Nothing here waits but [`Forward::losses`], which hands numbers to the host. Numbers that are not finite are not looked for on
-//! the way, which would take a wait each: they stay what they are until a loss is not finite.
+//! Nothing here waits but [`Forward::losses`], which hands numbers to the host, and [`Forward::weight`], until the last pieces of
+//! a weight are on their way. Numbers that are not finite are not looked for on the way, which would take a wait each: they stay
+//! what they are until a loss is not finite.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,7 +28,7 @@ impl<T: Element> Forward for Gpu<T> {
     type Error = Error;
 
     fn vector(&self, values: Vec<f32>) -> Result<Vector, Error> {
-        Ok(Vector(Arc::new(self.device().upload(&values)?)))
+        Ok(Vector(Arc::new(self.travel().upload(&values)?)))
     }
 
     fn weight<'a>(&self, weight: model::Weight<'a>, rows: usize, columns: usize) -> Result<Weight<T>, Error> {

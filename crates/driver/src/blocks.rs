@@ -10,12 +10,12 @@
 //! inputs of a stage are kept, as far as one more buffer of the size of x holds them; those of the other tokens are
 //! computed again. So a run holds two activation buffers, whatever the widths in a block.
 //!
-//! Where the arithmetic is done is a [`Backend`]'s business. Layers that are on their way from there are written by a thread
-//! of their own.
+//! Where the arithmetic is done is a [`Backend`]'s business. While it prunes a block, another thread takes the next one there,
+//! and layers that are on their way back are written by one more.
 
 use std::ops::Range;
 use std::sync::Mutex;
-use std::thread::Scope;
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -81,8 +81,12 @@ pub fn prune_blocks<B: Backend>(
     })
 }
 
+/// A block of a model on its way to a backend.
+type Loading<'scope, 'a, F> = ScopedJoinHandle<'scope, Result<Block<'a, F>, <F as Forward>::Error>>;
+
 /// One shard at work.
 struct Shard<'scope, 'a, B: Backend> {
+    scope: &'scope Scope<'scope, 'a>,
     job: &'a Job<'a>,
     backend: B,
     collective: &'a dyn Collective,
@@ -94,6 +98,9 @@ struct Shard<'scope, 'a, B: Backend> {
     stream: B::Activations,
     /// The inputs of the present stage, of as many tokens as fit.
     kept: B::Kept,
+    /// Whether there was room so far for the next block beside the present one, and that block.
+    loads_ahead: bool,
+    ahead: Option<Loading<'scope, 'a, B::Forward>>,
     results: Results<'scope>,
     reports: Vec<LayerReport>,
     /// Tokens that passed, and layers, and what there is of both in all.
@@ -135,6 +142,9 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
             reports: Vec::new(),
             steps: 0,
             all_steps: 0,
+            loads_ahead: true,
+            ahead: None,
+            scope,
             job,
             backend,
             collective,
@@ -220,9 +230,53 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
     fn with_room<T>(&mut self, mut work: impl FnMut(&mut Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
         loop {
             match work(self) {
-                Err(error) if self.backend.relieve(&error, &mut self.stream, &mut self.kept)? => {}
+                Err(error) if self.backend.lacks_room(&error) && self.relieve(&error)? => {}
                 done => return done,
             }
+        }
+    }
+
+    /// Gives something up, if there is anything left: what the backend has first, then the block that is loaded ahead.
+    fn relieve(&mut self, error: &anyhow::Error) -> anyhow::Result<bool> {
+        if self.backend.relieve(&mut self.stream, &mut self.kept)? {
+            return Ok(true);
+        }
+        let Some(loading) = self.ahead.take() else { return Ok(false) };
+        // What it failed of, it will fail of in its turn.
+        drop(join(loading));
+        self.load_in_turn(error);
+        Ok(true)
+    }
+
+    /// Has each block loaded when it is needed, from here on.
+    fn load_in_turn(&mut self, error: &anyhow::Error) {
+        self.loads_ahead = false;
+        tracing::warn!("blocks are not loaded ahead from here on: {error:#}");
+    }
+
+    /// Takes a block, and has the next one loaded meanwhile.
+    fn take_block(&mut self, index: usize) -> anyhow::Result<Block<'a, B::Forward>> {
+        let model = self.job.model;
+        let block = match self.take_ahead()? {
+            Some(block) => block,
+            None => self.with_room(|shard| Ok(model.block(shard.backend.forward(), index)?))?,
+        };
+        let next = index + 1;
+        if self.loads_ahead && next < self.job.blocks {
+            let forward = self.backend.forward().clone();
+            self.ahead = Some(self.scope.spawn(move || model.block(&forward, next)));
+        }
+        Ok(block)
+    }
+
+    /// The block that was loaded ahead; none if there was no room for it, or nobody loaded it.
+    fn take_ahead(&mut self) -> anyhow::Result<Option<Block<'a, B::Forward>>> {
+        match self.ahead.take().map(join).transpose().map_err(anyhow::Error::from) {
+            Err(error) if self.backend.lacks_room(&error) => {
+                self.load_in_turn(&error);
+                Ok(None)
+            }
+            loaded => loaded,
         }
     }
 
@@ -250,8 +304,7 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
     }
 
     fn prune_block(&mut self, index: usize) -> anyhow::Result<()> {
-        let model = self.job.model;
-        let mut block = self.with_room(|shard| Ok(model.block(shard.backend.forward(), index)?))?;
+        let mut block = self.take_block(index)?;
         let stages = block.stages().to_vec();
         for (number, stage) in stages.iter().enumerate() {
             let passes = self.passes(index, &stages, number);
@@ -261,7 +314,7 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
             // The next stage's chunks have other sizes, and would lie beside what the allocator keeps of this one's.
             memory::give_back();
         }
-        model.release(index);
+        self.job.model.release(index);
         Ok(())
     }
 
@@ -399,6 +452,11 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
         })?;
         self.backend.settle(&mut self.stream)
     }
+}
+
+/// Waits for a block.
+fn join<'a, F: Forward>(loading: Loading<'_, 'a, F>) -> Result<Block<'a, F>, F::Error> {
+    loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Does work, and books its time if it is the first shard's.

@@ -36,8 +36,8 @@ pub struct Solver {
 
 /// One shard's place of work.
 pub trait Backend {
-    /// Its forward pass.
-    type Forward: Forward<Error: std::error::Error + Send + Sync + 'static> + 'static;
+    /// Its forward pass, to which blocks are loaded from another thread.
+    type Forward: Forward<Error: std::error::Error + Send + Sync + 'static> + Send + 'static;
     /// The residual stream of all tokens of the shard between stages, one row a token.
     type Activations;
     /// Room for the inputs of a stage, of as many tokens as fit.
@@ -152,16 +152,16 @@ pub trait Backend {
     /// Tokens that pass through a stage together, unless one sequence is longer.
     fn chunk_tokens(&self, stage: usize) -> usize;
 
-    /// Gives something up, if `error` says that there was no room: whether it is worth trying again.
+    /// Whether an error says that there was no room, so that it is worth trying again with more of it.
+    fn lacks_room(&self, _error: &anyhow::Error) -> bool {
+        false
+    }
+
+    /// Gives something up, so that there is more room: whether there was anything left.
     ///
     /// # Errors
     /// If what is moved elsewhere has no room there either.
-    fn relieve(
-        &mut self,
-        _error: &anyhow::Error,
-        _activations: &mut Self::Activations,
-        _kept: &mut Self::Kept,
-    ) -> anyhow::Result<bool> {
+    fn relieve(&mut self, _activations: &mut Self::Activations, _kept: &mut Self::Kept) -> anyhow::Result<bool> {
         Ok(false)
     }
 

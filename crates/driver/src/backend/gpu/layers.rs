@@ -6,7 +6,7 @@ use std::ops::Range;
 use anyhow::bail;
 use checkpoint::narrow;
 use cuda::{Element, Gpu, Nccl, Shards};
-use cudarc::driver::{CudaSlice, PinnedHostSlice};
+use cudarc::driver::CudaSlice;
 use model::{Block, Forward};
 use prune::{Collective, Pattern};
 use prune_cuda::{Device, Factor, MatrixMut, MatrixRef, Selection, Settings};
@@ -84,14 +84,7 @@ impl<T: Element> GpuShard<'_, T> {
 
     /// A copy of a weight on its way to the host, beside the work on others.
     fn fetch(&self, values: &CudaSlice<T>) -> anyhow::Result<Whole<'static>> {
-        let stream = self.copies.stream();
-        // SAFETY: all of it is written by the copy before anything reads it.
-        let mut host: PinnedHostSlice<u8> = unsafe { stream.context().alloc_pinned_with_flags(values.num_bytes(), 0) }
-            .map_err(prune_cuda::Error::from)?;
-        let view = values.as_view();
-        // SAFETY: numbers are bytes, and as many.
-        let Some(bytes) = (unsafe { view.transmute::<u8>(values.num_bytes()) }) else { bail!("a weight of no bytes") };
-        stream.memcpy_dtoh(&bytes, &mut host).map_err(prune_cuda::Error::from)?;
+        let host = self.forward.fetch(values)?;
         Ok(Whole::Coming(Box::new(move |sink| sink(host.as_slice().map_err(prune_cuda::Error::from)?))))
     }
 }

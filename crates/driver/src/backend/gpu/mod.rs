@@ -32,8 +32,6 @@ pub struct GpuShard<'a, T: Element> {
     forward: Gpu<T>,
     /// The devices of all shards.
     nccl: Nccl<'a>,
-    /// Where results leave the device, beside the work.
-    copies: Device,
     chunk: usize,
     place: Place,
 }
@@ -50,8 +48,8 @@ impl<'a, T: Element> GpuShard<'a, T> {
         place: Place,
         chunk: usize,
     ) -> Result<Self, cuda::Error> {
-        let (copies, nccl) = (device.fork()?, Nccl::connect(&device, collective)?);
-        Ok(Self { forward: Gpu::new(device)?, nccl, copies, chunk, place })
+        let nccl = Nccl::connect(&device, collective)?;
+        Ok(Self { forward: Gpu::new(device)?, nccl, chunk, place })
     }
 
     fn device(&self) -> &Device {
@@ -215,15 +213,11 @@ impl<T: Element> Backend for GpuShard<'_, T> {
         self.chunk
     }
 
-    fn relieve(
-        &mut self,
-        error: &anyhow::Error,
-        activations: &mut Activations,
-        kept: &mut Kept<T>,
-    ) -> anyhow::Result<bool> {
-        if !error.chain().any(lacks_room) {
-            return Ok(false);
-        }
+    fn lacks_room(&self, error: &anyhow::Error) -> bool {
+        error.chain().any(lacks_room)
+    }
+
+    fn relieve(&mut self, activations: &mut Activations, kept: &mut Kept<T>) -> anyhow::Result<bool> {
         let ordinal = self.device().ordinal();
         if self.chunk > SMALLEST_CHUNK {
             self.chunk = (self.chunk / 2).max(SMALLEST_CHUNK);
