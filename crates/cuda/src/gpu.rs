@@ -88,8 +88,8 @@ impl<T: Element> Gpu<T> {
     }
 
     /// The same device with the stream of what travels, beside the work and from whichever thread: weights and parameters come
-    /// on it, and weights leave on it again. Their memory is of this stream, which frees it, too. The work waits for what it reads
-    /// to have come; the free waits for the last work that read it.
+    /// on it, and weights leave on it again. Their memory is of this stream, which frees it, too. The work waits for what it
+    /// reads to have come; the free waits for the last work that read it.
     pub(crate) fn travel(&self) -> &Device {
         &self.shared.travel
     }
