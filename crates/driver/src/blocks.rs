@@ -81,8 +81,29 @@ pub fn prune_blocks<B: Backend>(
     })
 }
 
-/// A block of a model on its way to a backend.
-type Loading<'scope, 'a, F> = ScopedJoinHandle<'scope, Result<Block<'a, F>, <F as Forward>::Error>>;
+/// A block of a model that was taken to a backend, or for which there was no room.
+type Taken<'a, F> = Result<Block<'a, F>, <F as Forward>::Error>;
+
+/// The next block: on its way, or there.
+enum Ahead<'scope, 'a, F: Forward> {
+    Loading(ScopedJoinHandle<'scope, Taken<'a, F>>),
+    Loaded(Taken<'a, F>),
+}
+
+impl<'a, F: Forward> Ahead<'_, 'a, F> {
+    /// Whether it is still taking memory.
+    fn is_loading(&self) -> bool {
+        matches!(self, Self::Loading(thread) if !thread.is_finished())
+    }
+
+    /// Waits for it.
+    fn taken(self) -> Taken<'a, F> {
+        match self {
+            Self::Loading(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Self::Loaded(taken) => taken,
+        }
+    }
+}
 
 /// One shard at work.
 struct Shard<'scope, 'a, B: Backend> {
@@ -100,7 +121,7 @@ struct Shard<'scope, 'a, B: Backend> {
     kept: B::Kept,
     /// Whether there was room so far for the next block beside the present one, and that block.
     loads_ahead: bool,
-    ahead: Option<Loading<'scope, 'a, B::Forward>>,
+    ahead: Option<Ahead<'scope, 'a, B::Forward>>,
     results: Results<'scope>,
     reports: Vec<LayerReport>,
     /// Tokens that passed, and layers, and what there is of both in all.
@@ -236,14 +257,12 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
         }
     }
 
-    /// Gives something up, if there is anything left: what the backend has first, then the block that is loaded ahead.
+    /// Gives something up, if there is anything left: the block that is loaded ahead, then what the backend has. In this order, how
+    /// many tokens a chunk has, and with it the bits of the result, does not hang on how far the next block has come.
     fn relieve(&mut self, error: &anyhow::Error) -> anyhow::Result<bool> {
-        if self.backend.relieve(&mut self.stream, &mut self.kept)? {
-            return Ok(true);
-        }
-        let Some(loading) = self.ahead.take() else { return Ok(false) };
+        let Some(ahead) = self.ahead.take() else { return self.backend.relieve(&mut self.stream, &mut self.kept) };
         // What it failed of, it will fail of in its turn.
-        drop(join(loading));
+        drop(ahead.taken());
         self.load_in_turn(error);
         Ok(true)
     }
@@ -264,14 +283,14 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
         let next = index + 1;
         if self.loads_ahead && next < self.job.blocks {
             let forward = self.backend.forward().clone();
-            self.ahead = Some(self.scope.spawn(move || model.block(&forward, next)));
+            self.ahead = Some(Ahead::Loading(self.scope.spawn(move || model.block(&forward, next))));
         }
         Ok(block)
     }
 
     /// The block that was loaded ahead; none if there was no room for it, or nobody loaded it.
     fn take_ahead(&mut self) -> anyhow::Result<Option<Block<'a, B::Forward>>> {
-        match self.ahead.take().map(join).transpose().map_err(anyhow::Error::from) {
+        match self.ahead.take().map(Ahead::taken).transpose().map_err(anyhow::Error::from) {
             Err(error) if self.backend.lacks_room(&error) => {
                 self.load_in_turn(&error);
                 Ok(None)
@@ -329,6 +348,7 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
         if !chosen.is_empty() {
             // What chunks leave with the allocator would lie beside the layers, once for each shard.
             memory::give_back();
+            self.reserve(block, number, chosen)?;
             let prepared = self.prepare(statistics, &block.stages()[number])?;
             for layer in chosen {
                 self.prune_layer(block, STAGES[number], layer, &prepared)?;
@@ -370,6 +390,24 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
             Ok(())
         })?;
         Ok((statistics, kept))
+    }
+
+    /// Sees to it that there is room to factor a stage and to prune its layers. Once the shards do that together, none of them can
+    /// give something up and try again.
+    fn reserve(&mut self, block: &Block<'_, B::Forward>, number: usize, chosen: &[Layer]) -> anyhow::Result<()> {
+        let (rank, size) = (self.collective.rank(), self.collective.size());
+        let rows = chosen.iter().map(|layer| share(layer.rows, rank, size).len()).max().unwrap_or(0);
+        let (solver, columns) = (self.job.solver, block.stages()[number].width);
+        if self.ahead.as_ref().is_some_and(Ahead::is_loading) {
+            // Room for all of the next block as well is enough, however much of it has come. If there is less, it is waited for.
+            let next = self.job.model.stages(block.index() + 1).into_iter().flat_map(|stage| stage.layers);
+            let weights = next.map(|layer| layer.rows * layer.columns).sum();
+            if self.backend.reserve(rows, columns, &solver, weights).is_ok() {
+                return Ok(());
+            }
+            self.ahead = self.ahead.take().map(|ahead| Ahead::Loaded(ahead.taken()));
+        }
+        self.with_room(|shard| shard.backend.reserve(rows, columns, &solver, 0))
     }
 
     /// The statistics of all shards, ready to prune with.
@@ -452,11 +490,6 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
         })?;
         self.backend.settle(&mut self.stream)
     }
-}
-
-/// Waits for a block.
-fn join<'a, F: Forward>(loading: Loading<'_, 'a, F>) -> Result<Block<'a, F>, F::Error> {
-    loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Does work, and books its time if it is the first shard's.

@@ -193,8 +193,57 @@ fn a_shard_that_fails_ends_the_others() {
                 let place = if rank == failing { Place::File("/nowhere".into()) } else { Place::Device };
                 prune_blocks(job, GpuShard::<f32>::new(device, collective, place, LENGTH)?, collective, clock)
             });
-            let text = format!("{:#}", error.err().expect("a shard failed"));
+            let text = format!("{:#}", error.expect_err("a shard failed"));
             assert!(text.contains("/nowhere"), "shard {failing}: {text}");
         }
     });
+}
+
+/// Devices that get fuller and fuller: what a shard gives up it does by itself, and never while others wait for it. At last it says
+/// that there is no room, and the others end with it.
+#[test]
+fn full_devices_give_up_what_they_can_and_then_say_so() {
+    let checkpoint = Checkpoint::open(&testkit::paths::golden().join("models/llama")).expect("a checkpoint");
+    let model = Model::open(&checkpoint).expect("a model");
+    let pattern = Pattern::Unstructured { sparsity: 0.5 };
+    let solver = Solver { method: Method::Sparsegpt, pattern, bits: None, damping: 0.01, panel_width: 64 };
+    let with = |memory: u64| {
+        let machine = Options { devices: 2, memory, log: false, ..Options::default() };
+        on_machine(&machine, || {
+            let folder = tempfile::tempdir().expect("a folder");
+            let peaks = Mutex::new(0);
+            let layers = try_prune(&model, solver, 2, folder.path(), |job, collective, clock| {
+                let device = Device::open(collective.rank())?;
+                device.reset_peak()?;
+                let shard = GpuShard::<f32>::new(device.clone(), collective, Place::Device, 512)?;
+                let layers = prune_blocks(job, shard, collective, clock)?;
+                let mut peaks = peaks.lock().expect("no shard panics");
+                *peaks = device.peak()?.unwrap_or_default().max(*peaks);
+                Ok(layers)
+            });
+            let peak = peaks.into_inner().expect("no shard panics");
+            Some(layers.map(|layers| (peak, layers.iter().map(|layer| layer.zeros).collect::<Vec<_>>())))
+        })
+        .expect("a machine")
+    };
+    let (roomy, zeros) = with(1 << 30).expect("a prune");
+    let (mut passed, mut least) = (0, roomy);
+    // Down to where not even the weights of a block have room; modules take some memory beside what is counted.
+    let shares = [40, 20, 18, 17, 16, 15, 12, 9, 5, 3, 1];
+    for share in shares {
+        match with(roomy * share / 20) {
+            Ok((peak, found)) => {
+                assert_eq!(found, zeros, "{share}/20");
+                passed += 1;
+                least = least.min(peak);
+            }
+            Err(error) => {
+                let text = format!("{error:#}");
+                assert!(text.contains("has no room for"), "{share}/20: {text}");
+            }
+        }
+    }
+    assert!((2..shares.len()).contains(&passed), "{passed} passed");
+    // The next block, and its two activation buffers, are what a device can do without.
+    assert!(least < roomy * 4 / 5, "{least} of {roomy}");
 }

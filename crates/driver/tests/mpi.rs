@@ -139,7 +139,8 @@ fn ranks_with_gpus_make_the_bytes_of_one_process_with_as_many() {
         assert_same(&place, count, local, &flags);
     }
     // A rank that is killed while the other waits for it in NCCL or MPI: as soon as the result's temporary folder is there.
-    let kill = "[ \"$rank\" = 1 ] && (until ls -d .killed.partial* > /dev/null 2>&1; do sleep 0.05; done; kill -9 $$) &";
+    let kill =
+        "[ \"$rank\" = 1 ] && (until ls -d .killed.partial* > /dev/null 2>&1; do sleep 0.05; done; kill -9 $$) &";
     let before = place.list();
     let run = finish(&mut ranks(&place, 2, kill, &[&flags[..], &["--output", "killed"]].concat()));
     assert_ne!(run.code, 0, "{}", run.stderr);

@@ -10,6 +10,9 @@ use std::ops::Range;
 use checkpoint::{Dtype, Tensor};
 use model::{Block, Forward, Stage};
 use prune::{Method, Pattern};
+use roofline::room::{self, Panels};
+
+use crate::plan::product;
 
 pub use cpu::{ATTENTION_TOKENS, CpuShard, FEED_FORWARD, FEED_FORWARD_TOKENS};
 
@@ -32,6 +35,30 @@ pub struct Solver {
     pub damping: f64,
     /// Columns handled together.
     pub panel_width: usize,
+}
+
+impl Solver {
+    /// Bytes that a device takes beside the Hessian to make of it what layers of so many columns are pruned with, and then to prune
+    /// a layer of so many rows.
+    pub fn device_bytes(&self, rows: usize, columns: usize) -> (u64, u64) {
+        let weight = room::allocated(product(&[rows, columns, size_of::<f32>()]));
+        let norms = room::allocated(product(&[columns, size_of::<f32>()]));
+        let (prepared, kept, beside) = match self.method {
+            Method::Sparsegpt => {
+                let panels = match self.pattern {
+                    Pattern::Unstructured { .. } => Panels::Of(self.panel_width),
+                    Pattern::NOfM { group, .. } => Panels::Groups(group),
+                };
+                let beside = room::solve(rows, columns, panels, self.bits.is_some());
+                (room::factor(columns), room::factored(columns), beside)
+            }
+            Method::Wanda => (norms, norms, room::selection(rows, columns)),
+            Method::Magnitude => (0, 0, room::selection(rows, columns)),
+        };
+        // Wanda needs the Hessian no more.
+        let freed = if self.method == Method::Wanda { room::allocated(product(&[columns, columns, 4])) } else { 0 };
+        (prepared, kept.saturating_add(weight).saturating_add(beside).saturating_sub(freed))
+    }
 }
 
 /// One shard's place of work.
@@ -127,6 +154,15 @@ pub trait Backend {
     /// # Errors
     /// If another shard ended early.
     fn sum(&self, statistics: &mut Self::Statistics) -> anyhow::Result<()>;
+
+    /// Makes sure that there is room for [`Backend::prepare`] and [`Backend::prune`], of a stage of so many columns and layers of
+    /// which this shard has at most so many rows, and for so many weights that are on their way.
+    ///
+    /// # Errors
+    /// If there is none.
+    fn reserve(&self, _rows: usize, _columns: usize, _solver: &Solver, _weights: usize) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     /// What all shards prune with.
     ///

@@ -188,6 +188,14 @@ impl<T: Element> Backend for GpuShard<'_, T> {
         Ok(statistics.sum(&self.nccl)?)
     }
 
+    fn reserve(&self, rows: usize, columns: usize, solver: &Solver, weights: usize) -> anyhow::Result<()> {
+        let (prepared, solved) = solver.device_bytes(rows, columns);
+        let coming = weights.saturating_mul(size_of::<T>());
+        let bytes = usize::try_from(prepared.max(solved)).unwrap_or(usize::MAX).saturating_add(coming);
+        // Taken and given back: what the stream takes next comes out of it.
+        Ok(drop(self.device().uninitialized::<f32>(bytes.div_ceil(size_of::<f32>()))?))
+    }
+
     fn prepare(&self, statistics: Statistics, solver: &Solver) -> anyhow::Result<Prepared> {
         statistics.prepare(self.device(), &self.nccl, solver)
     }
