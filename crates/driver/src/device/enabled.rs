@@ -74,8 +74,9 @@ impl Device {
                 (0..shards).collect()
             }
         };
-        Nccl::require(shards * plan.map_or(1, |plan| plan.ranks))?;
         let devices = ordinals.into_iter().map(prune_cuda::Device::open).collect::<Result<_, _>>()?;
+        // To evaluate they need not speak.
+        Nccl::require(plan.map_or(1, Plan::shards))?;
         Ok(Self::Gpus(devices))
     }
 
