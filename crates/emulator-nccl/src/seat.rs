@@ -111,12 +111,15 @@ pub(crate) fn host() -> Result<UniqueId, Failure> {
 
 /// Joins a clique that is in this process.
 fn enter(key: Key, rank: usize, ranks: usize, process: u64, address: Address) -> Result<Arc<Clique>, Failure> {
-    let clique = match hosted().get_mut(&key) {
+    let mut hosted = hosted();
+    let clique = match hosted.get_mut(&key) {
         Some(clique) => clique.get_or_insert_with(|| Clique::new(ranks)).clone(),
         None => return Err((INVALID_USAGE, "all ranks of this id have come already".to_owned())),
     };
+    // The last one takes the id away before anybody knows that all have come.
     if clique.join(rank, ranks, process, address)? {
-        hosted().remove(&key);
+        hosted.remove(&key);
+        drop(hosted);
         // Whoever listens looks again.
         let _ = key.address().and_then(|address| UnixStream::connect_addr(&address));
     }
