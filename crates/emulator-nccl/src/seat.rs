@@ -330,6 +330,7 @@ mod tests {
     use super::*;
     use crate::clique::Kind;
     use crate::reduce::{Number, Reduction};
+    use std::time::{Duration, Instant};
 
     #[test]
     fn an_id_says_where_its_clique_is() {
@@ -369,8 +370,11 @@ mod tests {
         own.hand_in(1, Collective { kind: Kind::AllGather, ..root }, Part { bytes: vec![1].into(), ..Part::default() });
         other.hand_in(1, root, Part { bytes: vec![1].into(), ..Part::default() });
         for (seat, from) in [(&own, 1), (&other, 0)] {
+            let begin = Instant::now();
             while seat.receive(from, 1, |_| panic!("nobody sends")) == Progress::Waiting {
-                std::thread::yield_now();
+                // A hang is an error: longer than this can take.
+                assert!(begin.elapsed() < Duration::from_secs(600));
+                std::thread::sleep(Duration::from_millis(1));
             }
             assert_eq!(seat.error(), Some(REMOTE_ERROR));
         }
