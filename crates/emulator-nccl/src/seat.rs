@@ -111,12 +111,15 @@ pub(crate) fn host() -> Result<UniqueId, Failure> {
 
 /// Joins a clique that is in this process.
 fn enter(key: Key, rank: usize, ranks: usize, process: u64, address: Address) -> Result<Arc<Clique>, Failure> {
-    let clique = match hosted().get_mut(&key) {
+    let mut hosted = hosted();
+    let clique = match hosted.get_mut(&key) {
         Some(clique) => clique.get_or_insert_with(|| Clique::new(ranks)).clone(),
         None => return Err((INVALID_USAGE, "all ranks of this id have come already".to_owned())),
     };
+    // The last one takes the id away before anybody knows that all have come.
     if clique.join(rank, ranks, process, address)? {
-        hosted().remove(&key);
+        hosted.remove(&key);
+        drop(hosted);
         // Whoever listens looks again.
         let _ = key.address().and_then(|address| UnixStream::connect_addr(&address));
     }
@@ -327,6 +330,7 @@ mod tests {
     use super::*;
     use crate::clique::Kind;
     use crate::reduce::{Number, Reduction};
+    use std::time::{Duration, Instant};
 
     #[test]
     fn an_id_says_where_its_clique_is() {
@@ -366,8 +370,11 @@ mod tests {
         own.hand_in(1, Collective { kind: Kind::AllGather, ..root }, Part { bytes: vec![1].into(), ..Part::default() });
         other.hand_in(1, root, Part { bytes: vec![1].into(), ..Part::default() });
         for (seat, from) in [(&own, 1), (&other, 0)] {
+            let begin = Instant::now();
             while seat.receive(from, 1, |_| panic!("nobody sends")) == Progress::Waiting {
-                std::thread::yield_now();
+                // A hang is an error: longer than this can take.
+                assert!(begin.elapsed() < Duration::from_secs(600));
+                std::thread::sleep(Duration::from_millis(1));
             }
             assert_eq!(seat.error(), Some(REMOTE_ERROR));
         }
