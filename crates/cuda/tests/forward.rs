@@ -12,12 +12,17 @@ use half::{bf16, f16};
 use model::{Block, Cpu, Forward, Model, Stage, evaluate};
 use prune_cuda::Device;
 use safetensors::Dtype;
-use support::{folder, names, on_device, rounded, tokens};
+use support::{folder, on_device, tokens};
 use testkit::assert_close;
+use testkit::generate::Random;
+use testkit::golden::{model_names, rounded_model};
 use testkit::tolerance::{forward_tolerance, rounded_forward_tolerance};
 
 /// The widest product of the golden models: BLOOM's way down has 384 columns.
 const COLUMNS: usize = 384;
+
+/// Models of which perplexities are compared on many tokens: one for each way to tell positions.
+const MANY_TOKENS: [&str; 3] = ["models/bloom", "models/opt", "models/qwen2"];
 
 /// A type of inputs, with what it rounds and how: see [`rounded_forward_tolerance`].
 trait Rounding: Element + Into<f64> {
@@ -80,6 +85,7 @@ fn check<T: Rounding>(device: &Device, name: &str, folder: &Path) {
     let model = Model::open(&checkpoint).expect("a model");
     let (tokens, length) = tokens(name);
     let (cpu, gpu) = (Cpu::default(), Gpu::<T>::new(device.clone()).expect("cuBLAS"));
+    let golden = name;
     let name = format!("{name} in {}", std::any::type_name::<T>());
 
     let mut want = model.embedding(&cpu).expect("a load").embed(&tokens, length).expect("embeddings");
@@ -122,12 +128,21 @@ fn check<T: Rounding>(device: &Device, name: &str, folder: &Path) {
     // Each of the terms is off by at most twice what a logit is.
     assert_close(&format!("{name}: losses"), &losses, &want_losses, |_| 2.0 * length as f64 * share * spread);
 
+    // Roundings move the loss of each token at random, and their mean the less the more there are: with twice as many more tokens as
+    // the square of the unit is larger, perplexities are closer in bf16 than in f16.
+    let mut random = Random::new(3);
+    let coarser = T::UNIT / testkit::tolerance::F16.0;
+    let more = if coarser > 1.0 && MANY_TOKENS.contains(&golden) { 2 * (coarser * coarser) as usize } else { 1 };
+    let vocabulary = model.description().vocabulary;
+    let tokens: Vec<u32> = (0..more * tokens.len())
+        .map(|at| tokens.get(at).copied().unwrap_or_else(|| random.below(vocabulary) as u32))
+        .collect();
     let want = evaluate(&cpu, &model, &tokens, length, |_, _| ()).expect("an evaluation");
     let got = evaluate(&gpu, &model, &tokens, length, |_, _| ()).expect("an evaluation");
     let difference = (got.perplexity / want.perplexity - 1.0).abs();
     println!("{name}: perplexity {difference:.2e} apart");
-    // What the project promises, of types that hold as much as f16; bf16 is three bits coarser.
-    let promised = 1e-3 * T::UNIT / testkit::tolerance::F16.0;
+    // What the project promises, and what few tokens leave of it.
+    let promised = if more > 1 { 1e-3 } else { 1e-3 * coarser };
     assert!(difference < promised, "{name}: perplexity {} and {}", got.perplexity, want.perplexity);
     assert_eq!((got.windows, got.predicted), (want.windows, want.predicted));
 }
@@ -135,7 +150,7 @@ fn check<T: Rounding>(device: &Device, name: &str, folder: &Path) {
 #[test]
 fn every_model_in_f32() {
     on_device(&Options::default(), |device| {
-        let names = names();
+        let names = model_names();
         assert!(names.len() >= 18, "{names:?}");
         for name in names {
             check::<f32>(device, &name, &folder(&name));
@@ -146,9 +161,9 @@ fn every_model_in_f32() {
 #[test]
 fn every_model_in_16_bits() {
     on_device(&Options::default(), |device| {
-        for name in names() {
-            check::<f16>(device, &name, rounded(&name, Dtype::F16).path());
-            check::<bf16>(device, &name, rounded(&name, Dtype::BF16).path());
+        for name in model_names() {
+            check::<f16>(device, &name, rounded_model(&name, Dtype::F16).path());
+            check::<bf16>(device, &name, rounded_model(&name, Dtype::BF16).path());
         }
     });
 }
@@ -180,7 +195,7 @@ fn everything<T: Rounding>(device: &Device, name: &str, folder: &Path) -> Vec<f6
 #[test]
 fn runs_repeat_in_every_order_and_are_clean() {
     for (name, dtype) in [("models/mistral-sliding-window", Dtype::BF16), ("models/bloom", Dtype::F16)] {
-        let folder = rounded(name, dtype);
+        let folder = rounded_model(name, dtype);
         let runs: [std::cell::RefCell<Vec<f64>>; 2] = Default::default();
         for (run, seed) in runs.iter().zip([1, 2]) {
             on_device(&Options { log: false, ..Options::checked(seed) }, |device| {

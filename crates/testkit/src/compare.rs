@@ -54,6 +54,41 @@ pub fn assert_same_mask(what: &str, got: &[bool], want: &[bool], scores: &[f64],
     }
 }
 
+/// Asserts that a choice (true = kept) of the `gone` smallest scores may be right where each score may be off by its `doubts`:
+/// what goes may lie no higher than the largest score that goes, what is kept no lower than the smallest that is kept, for some
+/// scores within their doubts. Returns how many could be chosen either way.
+///
+/// # Panics
+/// If the lengths differ, other than `gone` weights go, or one of them where its score leaves no doubt.
+pub fn assert_possible_choice(what: &str, keep: &[bool], scores: &[f64], doubts: &[f64], gone: usize) -> usize {
+    assert_eq!((keep.len(), doubts.len()), (scores.len(), scores.len()), "{what}: lengths");
+    assert_eq!(keep.iter().filter(|&&keep| !keep).count(), gone, "{what}: weights gone, of {}", keep.len());
+    let shifted =
+        |sign: f64| -> Vec<f64> { scores.iter().zip(doubts).map(|(score, doubt)| score + sign * doubt).collect() };
+    let (low, high) = (shifted(-1.0), shifted(1.0));
+    let ordered = |scores: &[f64], number: usize| {
+        let mut scores = scores.to_vec();
+        (number < scores.len()).then(|| *scores.select_nth_unstable_by(number, f64::total_cmp).1)
+    };
+    // The largest score that goes lies between the `gone`-th of all when they are low and when they are high; likewise the next.
+    let most = gone.checked_sub(1).and_then(|last| ordered(&high, last)).unwrap_or(f64::NEG_INFINITY);
+    let least = ordered(&low, gone).unwrap_or(f64::INFINITY);
+    let mut either = 0;
+    for position in 0..keep.len() {
+        let (may_go, may_stay) = (low[position] <= most, high[position] >= least);
+        either += usize::from(may_go && may_stay);
+        assert!(
+            if keep[position] { may_stay } else { may_go },
+            "{what}: weight {position} is {}, its score {:e} is in doubt by {:e}; what goes ends below {most:e}, what is kept \
+             begins above {least:e}",
+            if keep[position] { "kept and should go" } else { "gone and should be kept" },
+            scores[position],
+            doubts[position]
+        );
+    }
+    either
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +108,22 @@ mod tests {
         assert!(std::panic::catch_unwind(|| assert_same_mask("", &wrong, &want, &scores, 2.0, 0.01)).is_err());
         let too_many = [false, true, true, true];
         assert!(std::panic::catch_unwind(|| assert_same_mask("", &too_many, &want, &scores, 2.0, 0.01)).is_err());
+    }
+
+    #[test]
+    fn a_choice_is_possible_only_within_doubts() {
+        let scores = [1.0, 2.0, 2.001, 3.0];
+        let judge = |keep: [bool; 4], doubts: [f64; 4]| {
+            std::panic::catch_unwind(|| assert_possible_choice("", &keep, &scores, &doubts, 2)).ok()
+        };
+        let (right, swapped) = ([false, false, true, true], [false, true, false, true]);
+        assert_eq!(judge(right, [0.0; 4]), Some(0));
+        assert_eq!(judge(swapped, [0.0; 4]), None);
+        assert_eq!(judge(swapped, [0.001; 4]), Some(2));
+        // One score in doubt is enough for two places to change.
+        assert_eq!(judge(swapped, [0.0, 0.001, 0.0, 0.0]), Some(2));
+        assert_eq!(judge([true, false, false, true], [0.001; 4]), None);
+        assert_eq!(judge([true, false, false, true], [0.6, 0.0, 0.6, 0.0]), None);
+        assert_eq!(judge([false, true, true, true], [9.0; 4]), None, "too many");
     }
 }

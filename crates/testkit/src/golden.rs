@@ -1,10 +1,14 @@
-//! The layer problems of `golden/prune/` with their float64 answers (`golden/make_prune.py` made them).
+//! The layer problems of `golden/prune/` with their float64 answers (`golden/make_prune.py` made them), and the models of
+//! `golden/models/` and `golden/variants/`, also in 16 bits.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::str::FromStr;
 
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use tempfile::TempDir;
 
 use crate::paths;
 
@@ -131,4 +135,48 @@ fn values<const N: usize, T>(
     let view = tensors.tensor(tensor).unwrap_or_else(|error| panic!("{name}: {tensor}: {error}"));
     assert_eq!(view.dtype(), dtype, "{name}: dtype of {tensor}");
     view.data().as_chunks::<N>().0.iter().map(|&bytes| from_bytes(bytes)).collect()
+}
+
+/// All golden models, as `models/llama` or `variants/llama-yarn`, in order.
+///
+/// # Panics
+/// If a folder of them cannot be read.
+pub fn model_names() -> Vec<String> {
+    let mut names = Vec::new();
+    for of in ["models", "variants"] {
+        let entries = std::fs::read_dir(paths::golden().join(of)).expect("a folder of golden models");
+        names.extend(entries.map(|entry| format!("{of}/{}", entry.expect("an entry").file_name().to_string_lossy())));
+    }
+    names.sort();
+    names
+}
+
+/// A copy of a golden model, such as `models/llama`, with all tensors rounded to a type: F32, F16 or BF16.
+///
+/// # Panics
+/// If it cannot be copied, or for another type.
+pub fn rounded_model(name: &str, dtype: Dtype) -> TempDir {
+    let from = paths::golden().join(name);
+    let read = |file: &str| std::fs::read(from.join(file)).unwrap_or_else(|error| panic!("{name}/{file}: {error}"));
+    let bytes = read("model.safetensors");
+    let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let round = |view: &TensorView| -> Vec<u8> {
+        assert_eq!(view.dtype(), Dtype::F32, "{name}");
+        let values = view.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
+        match dtype {
+            Dtype::F32 => view.data().to_vec(),
+            Dtype::F16 => values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
+            Dtype::BF16 => values.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
+            other => panic!("no copies in {other:?}"),
+        }
+    };
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> =
+        file.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec(), round(&view))).collect();
+    let to = TempDir::new().expect("a temporary folder");
+    std::fs::write(to.path().join("config.json"), read("config.json")).expect("a copy");
+    let views = tensors.iter().map(|(name, shape, data)| {
+        (name, TensorView::new(dtype, shape.clone(), data).expect("bytes that fit the shape"))
+    });
+    safetensors::serialize_to_file(views, None, &to.path().join("model.safetensors")).expect("tensors are written");
+    to
 }

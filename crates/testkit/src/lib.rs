@@ -10,4 +10,4 @@ pub mod golden;
 pub mod paths;
 pub mod tolerance;
 
-pub use compare::{assert_close, assert_same_mask};
+pub use compare::{assert_close, assert_possible_choice, assert_same_mask};

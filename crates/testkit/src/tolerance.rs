@@ -214,3 +214,38 @@ pub fn forward_tolerance(products: usize, columns: usize) -> f64 {
 pub fn rounded_forward_tolerance(roundings: usize, unit: f64) -> f64 {
     2.0 * 5.0 * (roundings as f64).sqrt() * unit
 }
+
+/// How the sweep of a row answers when its inputs X are off at random, as variances of numbers that are added to the errors e of its
+/// columns and to the logarithms of their pivots: inputs by δX, whose numbers are independent and of the same size in all tokens of a
+/// column, and entries of H by `hessian` · √(h_ii · h_jj) beside that, one standard deviation.
+///
+/// U = V⁻¹ moves by −up(M)·U with M = U·δH·Uᵀ and up as in [`solve_tolerance`]: where e_i is brought from column to column, it is as if
+/// f = e·up(M) were added to e. Of δH = XᵀδX + δXᵀX, M_ik is two products of a column of X·Uᵀ, which has norm 1, with one of δX·Uᵀ, whose
+/// numbers have a variance of κ / tokens with κ_k = Σ_j U_kj² ‖δx_j‖²; a δH that is off by itself leaves `hessian`² · ι_i · ι_k with
+/// ι_k = Σ_j U_kj² h_jj:
+///
+/// ```text
+/// variance of f_k = (Σ e_i² · κ_k + Σ e_i² κ_i) / tokens + hessian² · ι_k · Σ e_i² ι_i,   over i up to k
+/// ```
+///
+/// A pivot U_kk moves by M_kk / 2 of itself. What a weight w̃_j has been given is off by a variance of Σ_k f_k² U_kj². That columns which
+/// go swallow a part of it, since they end at zero whatever reaches them, is left out.
+#[derive(Clone, Copy, Debug)]
+pub struct Turned {
+    /// Rows of X.
+    pub tokens: usize,
+    /// One standard deviation of an entry of H, as a share.
+    pub hessian: f64,
+}
+
+impl Turned {
+    /// The variance of f_k, for κ_k and ι_k of its column and Σ e_i², Σ e_i² κ_i, Σ e_i² ι_i.
+    pub fn error(&self, (moved, inflation): (f64, f64), [squares, by_moved, by_inflation]: [f64; 3]) -> f64 {
+        (squares * moved + by_moved) / self.tokens as f64 + self.hessian.powi(2) * inflation * by_inflation
+    }
+
+    /// The variance of the share by which U_kk moves, for κ_k and ι_k.
+    pub fn pivot(&self, (moved, inflation): (f64, f64)) -> f64 {
+        moved / self.tokens as f64 + (self.hessian * inflation).powi(2) / 4.0
+    }
+}

@@ -1,20 +1,16 @@
-//! GPUs with cuBLAS and NCCL for tests: emulated, or with `EMULATOR_TEST_DRIVER=real` those of the machine; golden models, and
-//! copies of them in 16 bits.
+//! GPUs with cuBLAS and NCCL for tests: emulated, or with `EMULATOR_TEST_DRIVER=real` those of the machine; golden models.
 
 #![allow(dead_code)] // each test file uses its own part
 
 use std::fs;
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use emulator::loader::{self, Loaded};
 use emulator::options::Options;
-use half::{bf16, f16};
 use prune_cuda::Device;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
-use tempfile::TempDir;
+use safetensors::SafeTensors;
 
 fn emulator() -> Option<&'static Loaded> {
     static EMULATOR: OnceLock<Option<Loaded>> = OnceLock::new();
@@ -72,17 +68,6 @@ pub(crate) fn folder(name: &str) -> PathBuf {
     testkit::paths::golden().join(name)
 }
 
-/// All golden models, as `models/llama`.
-pub(crate) fn names() -> Vec<String> {
-    let mut names = Vec::new();
-    for of in ["models", "variants"] {
-        let entries = fs::read_dir(folder(of)).expect("a folder of golden models");
-        names.extend(entries.map(|entry| format!("{of}/{}", entry.expect("an entry").file_name().to_string_lossy())));
-    }
-    names.sort();
-    names
-}
-
 /// The tokens of a golden model, and how many make a sequence.
 pub(crate) fn tokens(name: &str) -> (Vec<u32>, usize) {
     let bytes = fs::read(folder(name).join("expected.safetensors")).expect("expected.safetensors");
@@ -90,33 +75,4 @@ pub(crate) fn tokens(name: &str) -> (Vec<u32>, usize) {
     let ids = file.tensor("input_ids").expect("input_ids");
     let tokens = ids.data().as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes) as u32).collect();
     (tokens, ids.shape()[1])
-}
-
-/// A copy of a golden model with all tensors rounded to a type.
-pub(crate) fn rounded(name: &str, dtype: Dtype) -> TempDir {
-    let from = folder(name);
-    let bytes = fs::read(from.join("model.safetensors")).expect("model.safetensors");
-    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
-    let round = |view: &TensorView| -> Vec<u8> {
-        assert_eq!(view.dtype(), Dtype::F32);
-        let values = view.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
-        match dtype {
-            Dtype::F16 => values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
-            Dtype::BF16 => values.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
-            other => panic!("no copies in {other:?}"),
-        }
-    };
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> =
-        file.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec(), round(&view))).collect();
-    let to = TempDir::new().expect("a temporary folder");
-    copy(&from.join("config.json"), &to.path().join("config.json"));
-    let views = tensors.iter().map(|(name, shape, data)| {
-        (name, TensorView::new(dtype, shape.clone(), data).expect("bytes that fit the shape"))
-    });
-    safetensors::serialize_to_file(views, None, &to.path().join("model.safetensors")).expect("tensors are written");
-    to
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::write(to, fs::read(from).expect("a file")).expect("a copy");
 }
