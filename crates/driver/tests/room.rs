@@ -171,7 +171,7 @@ fn devices_hold_what_was_planned() {
     let place = with_model(&OPT);
     // As many tokens for each column as one device has of OPT-175B, and one of eight; in a few chunks, or in one.
     let (gather, solve) = (("down", "gather"), ("down", "solve"));
-    assert_planned(&place, case(1, 128, Kept::Device, 128), solve);
+    assert_planned(&with_model(&Opt { blocks: 2, ..OPT }), case(1, 128, Kept::Device, 128), solve);
     assert_planned(&place, case(1, 16, Kept::Device, 512), gather);
     assert_planned(&place, case(1, 8, Kept::Host, 128), solve);
     assert_planned(&place, case(1, 8, Kept::File, 64), solve);
