@@ -137,6 +137,19 @@ impl Device {
         Ok(self.context.mem_get_info()?)
     }
 
+    /// Bytes of its memory that can be had: those that are free, and those that its pool keeps.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn available(&self) -> Result<usize, Error> {
+        let (free, _) = self.memory()?;
+        let kept = self.pool.map(|pool| {
+            let reserved = pool.get(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+            Ok::<_, Error>(reserved.saturating_sub(pool.get(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?))
+        });
+        Ok(free.saturating_add(kept.transpose()?.unwrap_or(0) as usize))
+    }
+
     /// Bytes of its memory that are allocated by this process now: what was freed counts no more, though the work before may
     /// still use it. `None` where devices have no memory pools, which count it.
     ///

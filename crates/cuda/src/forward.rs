@@ -27,6 +27,11 @@ impl<T: Element> Forward for Gpu<T> {
     type Weight<'a> = Weight<T>;
     type Error = Error;
 
+    fn room(&self) -> usize {
+        // What cannot be asked for will say so when it is taken.
+        self.device().available().map_or(usize::MAX, |bytes| bytes / size_of::<f32>())
+    }
+
     fn vector(&self, values: Vec<f32>) -> Result<Vector, Error> {
         Ok(Vector(Arc::new(self.travel().upload(&values)?)))
     }

@@ -126,9 +126,32 @@ pub struct PruneArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto", hide_default_value = true, help_heading = "Running")]
     pub device: String,
 
+    /// What GPUs may use, and how.
+    #[command(flatten)]
+    pub room: RoomArgs,
+
     /// How much to say.
     #[command(flatten)]
     pub verbosity: Verbosity,
+}
+
+/// How the memory of GPUs is used. Not stored with the settings: results are the same, up to the order of sums.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RoomArgs {
+    /// Where a GPU keeps activations between stages: device, host, file (beside the output), or auto, the fastest that fits
+    #[arg(
+        long, value_name = "PLACE", value_parser = PossibleValuesParser::new(["auto", "device", "host", "file"]),
+        help_heading = "Running"
+    )]
+    pub activations_in: Option<String>,
+
+    /// Tokens that pass through a block on a GPU together, at least 256 [default: the fastest that fits, from 256 to 8192]
+    #[arg(long, value_name = "TOKENS", allow_negative_numbers = true, help_heading = "Running")]
+    pub chunk: Option<i64>,
+
+    /// How much of each GPU's memory the plan may use, such as 40GiB; emulated GPUs have just that [default: what is free]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, help_heading = "Running")]
+    pub device_memory: Option<String>,
 }
 
 /// The settings of a run as flags or a settings file give them; absent means the default.

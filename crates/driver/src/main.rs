@@ -57,12 +57,14 @@ fn prune(args: &PruneArgs, ranks: &Ranks) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&settings.model)?;
     let plan = Plan::new(settings, &checkpoint, ranks.collective().size())?;
     if args.dry_run {
-        return if first { print(&plan.to_string()) } else { Ok(()) };
+        let device = Device::open(&plan.settings.device, Some((&plan, &checkpoint)), ranks)?;
+        let of_gpus = device.plan().map_or(String::new(), |line| format!("On GPUs, {line}\n"));
+        return if first { print(&format!("{plan}{of_gpus}")) } else { Ok(()) };
     }
     if let Some(path) = plan.settings.report.as_ref().filter(|_| first) {
         report::check_path(path, &plan.settings, args.config.as_deref())?;
     }
-    let device = Device::open(&plan.settings.device, Some(&plan), ranks)?;
+    let device = Device::open(&plan.settings.device, Some((&plan, &checkpoint)), ranks)?;
     interrupt::listen()?;
     let Some(report) = pipeline::prune(&plan, &checkpoint, &device, &progress, ranks)? else { return Ok(()) };
     if let Some(path) = &plan.settings.report {

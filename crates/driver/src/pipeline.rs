@@ -91,6 +91,7 @@ pub fn prune(
         phases: clock.phases(),
         seconds: clock.seconds(),
         peak_memory: clock.peak_memory(),
+        device_memory: device.memory(),
     };
     output.write_file(settings::FILE_NAME, stored.as_bytes())?;
     output.write_file(REPORT_NAME, report.to_json()?.as_bytes())?;

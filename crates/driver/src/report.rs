@@ -50,6 +50,17 @@ pub struct Report {
     pub seconds: f64,
     /// The most resident memory of all phases, in bytes.
     pub peak_memory: Option<u64>,
+    /// That of GPUs, where there are any.
+    pub device_memory: Option<DeviceMemory>,
+}
+
+/// The memory of the GPU that held most while it pruned, of those of this rank, without what the program takes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DeviceMemory {
+    /// What was allocated at most, in bytes, if the device tells.
+    pub peak: Option<u64>,
+    /// What was planned, in bytes.
+    pub planned: u64,
 }
 
 /// One measured perplexity.

@@ -13,6 +13,7 @@ use regex::Regex;
 
 use crate::cli::{Activations, Choices, EvaluateArgs, PruneArgs};
 use crate::device::Choice;
+use crate::forecast::request::Room;
 
 /// The settings used, in the folder of the result.
 pub const FILE_NAME: &str = "pruning.toml";
@@ -127,6 +128,8 @@ pub struct Settings {
     pub shards: usize,
     /// What they work on.
     pub device: Choice,
+    /// How the memory of GPUs is used.
+    pub room: Room,
     /// Threads, if given.
     pub threads: Option<usize>,
     /// Where the report goes.
@@ -192,6 +195,7 @@ impl Settings {
             skip: choices.skip.map(|pattern| regex("skip", &pattern)).transpose()?,
             blocks: choices.blocks.as_deref().map_or(Ok(0..usize::MAX), blocks)?,
             shards: shards(choices.shards, &device)?,
+            room: Room::resolve(&args.room, &device)?,
             device,
             threads: choices.threads.map(|count| workers("threads", count)).transpose()?,
             report: args.report.clone(),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{Perplexity, Report};
+use crate::report::{DeviceMemory, Perplexity, Report};
 use crate::settings::Evaluation;
 
 /// The summary of a prune, in lines that fit a terminal.
@@ -85,6 +85,9 @@ fn write_costs(text: &mut String, report: &Report) -> std::fmt::Result {
         )?;
     }
     writeln!(text, "  {:<12}{:>11}  {:>12}", "all", duration(report.seconds), memory(report.peak_memory))?;
+    if let Some(DeviceMemory { peak, planned }) = report.device_memory {
+        writeln!(text, "  {:<23}  {:>12}, planned {}", "of a GPU, pruning", memory(peak), size(planned))?;
+    }
     writeln!(text)
 }
 

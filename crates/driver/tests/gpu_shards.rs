@@ -163,7 +163,8 @@ fn gpus_share_the_windows_of_an_evaluation() {
             let opened = (0..devices).map(Device::open).collect::<Result<_, _>>().expect("devices");
             let told = AtomicUsize::new(0);
             let tell = |done, all| assert_eq!((told.fetch_add(1, Ordering::Relaxed) + 1, all), (done, 3));
-            let evaluation = driver::device::Device::Gpus(opened).evaluate(&model, &tokens, LENGTH, tell);
+            let gpus = driver::device::Gpus::new(opened);
+            let evaluation = driver::device::Device::Gpus(gpus).evaluate(&model, &tokens, LENGTH, tell);
             assert_eq!(told.into_inner(), 3, "two blocks and the head");
             evaluation.ok()
         })

@@ -68,9 +68,9 @@ impl<'a, F: Forward> Block<'a, F> {
     pub fn stage_inputs(&self, stage: usize, x: &F::Stream, sequence_length: usize) -> Result<F::Inputs, F::Error> {
         match stage {
             0 => self.half_input(0, x),
-            1 => self.attention(F::view(&self.half_input(0, x)?), sequence_length),
+            1 => self.attention(self.half_input(0, x)?, sequence_length),
             2 => self.half_input(1, x),
-            3 => self.feed_forward(F::view(&self.half_input(1, x)?)),
+            3 => self.feed_forward(self.half_input(1, x)?),
             _ => panic!("a block has stages 0 to 3, not {stage}"),
         }
     }
@@ -131,9 +131,10 @@ impl<'a, F: Forward> Block<'a, F> {
     }
 
     /// From the inputs of stage 0 to those of stage 1.
-    fn attention(&self, inputs: F::View<'_>, sequence_length: usize) -> Result<F::Inputs, F::Error> {
+    fn attention(&self, inputs: F::Inputs, sequence_length: usize) -> Result<F::Inputs, F::Error> {
         let shape = &self.description.blocks.attention;
-        let projected = self.apply(0, inputs)?;
+        let projected = self.apply(0, F::view(&inputs))?;
+        drop(inputs);
         let fused = projected.len() == 1;
         let heads = |part: usize, count: usize| {
             let layer = if fused { 0 } else { part };
@@ -156,8 +157,9 @@ impl<'a, F: Forward> Block<'a, F> {
     }
 
     /// From the inputs of stage 2 to those of stage 3.
-    fn feed_forward(&self, inputs: F::View<'_>) -> Result<F::Inputs, F::Error> {
-        let mut outputs = self.apply(2, inputs)?.into_iter();
+    fn feed_forward(&self, inputs: F::Inputs) -> Result<F::Inputs, F::Error> {
+        let mut outputs = self.apply(2, F::view(&inputs))?.into_iter();
+        drop(inputs);
         // Every architecture declares one layer here, or a gate and one.
         let Some(first) = outputs.next() else { unreachable!("a stage without layers") };
         self.forward.activate(self.description.blocks.activation, first, outputs.next())

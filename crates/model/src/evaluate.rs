@@ -51,8 +51,10 @@ pub fn evaluate<F: Forward>(
     let windows = tokens.len() / sequence_length;
     let tokens = &tokens[..windows * sequence_length];
     let window = sequence_length * model.hidden();
-    let group = (ACTIVATIONS / window).max(1);
-    let chunk = (TOKENS / sequence_length).max(1) * sequence_length;
+    let together = (TOKENS / sequence_length).max(1);
+    let chunk = together * sequence_length;
+    // As many as there is room for make no difference to what passes through a block at a time.
+    let group = (ACTIVATIONS.min(forward.room() / 4) / window).max(together) / together * together;
 
     let steps = windows.div_ceil(group) * (model.blocks() + 1);
     let mut done = 0;

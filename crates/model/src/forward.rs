@@ -28,6 +28,11 @@ pub trait Forward: Clone {
     /// What can go wrong.
     type Error: From<Error>;
 
+    /// How many f32 there is room for, as far as is known before they are allocated.
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+
     /// Takes parameters over.
     ///
     /// # Errors

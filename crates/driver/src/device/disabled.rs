@@ -2,15 +2,16 @@
 
 use std::sync::Mutex;
 
+use checkpoint::Checkpoint;
 use model::{Cpu, Evaluation, Model};
 use prune::Collective;
 
 use crate::backend::CpuShard;
 use crate::blocks::{Job, prune_blocks};
-use crate::device::{Choice, NOT_EMULATED};
+use crate::device::{Choice, NOT_EMULATED, warn_of_room};
 use crate::plan::Plan;
 use crate::ranks::Ranks;
-use crate::report::{Clock, LayerReport};
+use crate::report::{Clock, DeviceMemory, LayerReport};
 use crate::settings::SettingsError;
 
 /// See [`crate::device`].
@@ -22,9 +23,12 @@ impl Device {
     ///
     /// # Errors
     /// If that is a GPU.
-    pub fn open(choice: &Choice, _plan: Option<&Plan>, _ranks: &Ranks) -> anyhow::Result<Self> {
+    pub fn open(choice: &Choice, prune: Option<(&Plan, &Checkpoint)>, _ranks: &Ranks) -> anyhow::Result<Self> {
         match choice {
-            Choice::Auto | Choice::Cpu => Ok(Self),
+            Choice::Auto | Choice::Cpu => {
+                warn_of_room(prune);
+                Ok(Self)
+            }
             Choice::Cuda | Choice::Numbers(_) => Err(SettingsError::Inconsistent(
                 "--device cuda: this program is built without GPUs; build it with --features cuda",
             )
@@ -36,6 +40,16 @@ impl Device {
     /// Whether it is the processor.
     pub fn is_processor(&self) -> bool {
         true
+    }
+
+    /// How GPUs will be used, in a line.
+    pub fn plan(&self) -> Option<String> {
+        None
+    }
+
+    /// What a GPU held at most, and what was planned.
+    pub fn memory(&self) -> Option<DeviceMemory> {
+        None
     }
 
     /// [`prune_blocks`] on this device.

@@ -1,8 +1,10 @@
 //! GPUs, by way of the crates `cuda` and `prune-cuda`.
 
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use checkpoint::Dtype;
+use checkpoint::{Checkpoint, Dtype};
 use cuda::{Element, Gpu, Nccl, Place};
 use half::{bf16, f16};
 use model::{Cpu, Evaluation, Model};
@@ -11,10 +13,13 @@ use prune::{Collective, run_shards, share};
 use crate::backend::CpuShard;
 use crate::backend::gpu::{CHUNK, GpuShard};
 use crate::blocks::{Job, prune_blocks};
-use crate::device::{Choice, unsuited};
+use crate::device::{Choice, unsuited, warn_of_room};
+use crate::forecast::memory::LOADED_LATER;
+use crate::forecast::request::{self, Request};
+use crate::forecast::{Forecast, Shapes};
 use crate::plan::Plan;
 use crate::ranks::Ranks;
-use crate::report::{Clock, LayerReport};
+use crate::report::{Clock, DeviceMemory, LayerReport};
 
 /// See [`crate::device`].
 #[derive(Clone, Debug)]
@@ -22,7 +27,19 @@ pub enum Device {
     /// The processor.
     Processor,
     /// GPUs, one for each shard of this rank.
-    Gpus(Vec<prune_cuda::Device>),
+    Gpus(Gpus),
+}
+
+/// The GPUs of a rank.
+#[derive(Clone, Debug)]
+pub struct Gpus {
+    devices: Vec<prune_cuda::Device>,
+    /// How a prune uses them.
+    forecast: Option<Arc<Forecast>>,
+    /// Where it keeps activations if in a file: beside its output.
+    folder: PathBuf,
+    /// The most bytes that any of them held during one.
+    most: Arc<AtomicU64>,
 }
 
 /// Does the same with the numbers that the linear layers of a model are best held in.
@@ -50,39 +67,72 @@ impl Device {
     ///
     /// # Errors
     /// If there are no such devices, a library is missing, or they cannot do the job.
-    pub fn open(choice: &Choice, plan: Option<&Plan>, ranks: &Ranks) -> anyhow::Result<Self> {
+    pub fn open(choice: &Choice, prune: Option<(&Plan, &Checkpoint)>, ranks: &Ranks) -> anyhow::Result<Self> {
+        let plan = prune.map(|(plan, _)| plan);
         let shards = plan.map_or(choice.count().unwrap_or(1), Plan::local_shards);
         let unsuited = plan.and_then(|plan| unsuited(&plan.settings));
         let ordinals = match (choice, unsuited) {
-            (Choice::Cpu, _) | (Choice::Auto, Some(_)) => return Ok(Self::Processor),
+            (Choice::Cpu, _) => return Ok(Self::Processor),
+            (Choice::Auto, Some(_)) => {
+                warn_of_room(prune);
+                return Ok(Self::Processor);
+            }
             (_, Some(unsuited)) => return Err(unsuited.into()),
             (Choice::Auto, None) => match own(shards, ranks) {
                 Ok(ordinals) => ordinals,
                 Err(Missing::Driver(missing)) => {
                     tracing::debug!("working on the processor: {missing}");
+                    warn_of_room(prune);
                     return Ok(Self::Processor);
                 }
                 Err(missing) => {
                     tracing::warn!("working on the processor: {missing}");
+                    warn_of_room(prune);
                     return Ok(Self::Processor);
                 }
             },
             (Choice::Cuda, None) => own(shards, ranks)?,
             (Choice::Numbers(numbers), None) => numbers[..shards.min(numbers.len())].to_vec(),
             (&Choice::Emulated(count), None) => {
-                emulate(shards.max(count.unwrap_or(1)))?;
+                emulate(shards.max(count.unwrap_or(1)), plan.and_then(|plan| plan.settings.room.memory))?;
                 (0..shards).collect()
             }
         };
-        let devices = ordinals.into_iter().map(prune_cuda::Device::open).collect::<Result<_, _>>()?;
+        let devices = ordinals.into_iter().map(prune_cuda::Device::open).collect::<Result<Vec<_>, _>>()?;
         // To evaluate they need not speak.
         Nccl::require(plan.map_or(1, Plan::shards))?;
-        Ok(Self::Gpus(devices))
+        let mut gpus = Gpus::new(devices);
+        if let Some((plan, checkpoint)) = prune {
+            let forecast = forecast(choice, &gpus.devices, plan, checkpoint, ranks)?;
+            tracing::info!("{}", forecast.line());
+            gpus.forecast = Some(Arc::new(forecast));
+            if let Some(folder) = plan.settings.output.parent().filter(|folder| *folder != Path::new("")) {
+                gpus.folder = folder.to_owned();
+            }
+        }
+        Ok(Self::Gpus(gpus))
     }
 
     /// Whether it is the processor.
     pub fn is_processor(&self) -> bool {
         matches!(self, Self::Processor)
+    }
+
+    /// How GPUs will be used, in a line.
+    pub fn plan(&self) -> Option<String> {
+        match self {
+            Self::Processor => None,
+            Self::Gpus(gpus) => gpus.forecast.as_ref().map(|forecast| forecast.line()),
+        }
+    }
+
+    /// What a GPU of this rank held at most while it pruned, and what was planned.
+    pub fn memory(&self) -> Option<DeviceMemory> {
+        let Self::Gpus(Gpus { forecast: Some(forecast), most, .. }) = self else { return None };
+        let peak = Some(most.load(Ordering::Relaxed)).filter(|&most| most > 0);
+        // What the program takes is not in the pools.
+        let planned = forecast.device.peak().saturating_sub(forecast.request.program);
+        Some(DeviceMemory { peak, planned })
     }
 
     /// [`prune_blocks`] on this device.
@@ -97,9 +147,14 @@ impl Device {
     ) -> anyhow::Result<Vec<LayerReport>> {
         match self {
             Self::Processor => prune_blocks(job, CpuShard::new(collective, job.activations), collective, clock),
-            Self::Gpus(devices) => with_element!(job.model, T => {
-                let device = devices[collective.rank() % devices.len()].clone();
-                prune_blocks(job, GpuShard::<T>::new(device, collective, Place::Device, CHUNK)?, collective, clock)
+            Self::Gpus(gpus) => with_element!(job.model, T => {
+                let device = gpus.devices[collective.rank() % gpus.devices.len()].clone();
+                let (place, chunk) = gpus.choice();
+                device.reset_peak()?;
+                let shard = GpuShard::<T>::new(device.clone(), collective, place, chunk)?;
+                let reports = prune_blocks(job, shard, collective, clock)?;
+                gpus.most.fetch_max(device.peak()?.unwrap_or(0), Ordering::Relaxed);
+                Ok(reports)
             }),
         }
     }
@@ -117,9 +172,53 @@ impl Device {
     ) -> anyhow::Result<Evaluation> {
         match self {
             Self::Processor => Ok(model::evaluate(&Cpu::default(), model, tokens, length, progress)?),
-            Self::Gpus(devices) => with_element!(model, T => evaluate::<T>(devices, model, tokens, length, progress)),
+            Self::Gpus(gpus) => {
+                with_element!(model, T => evaluate::<T>(&gpus.devices, model, tokens, length, progress))
+            }
         }
     }
+}
+
+impl Gpus {
+    /// These, with nothing planned.
+    pub fn new(devices: Vec<prune_cuda::Device>) -> Self {
+        Self { devices, forecast: None, folder: ".".into(), most: Arc::default() }
+    }
+
+    /// Where a prune keeps activations, and how many tokens it takes together.
+    fn choice(&self) -> (Place, usize) {
+        let Some(Forecast { choice, .. }) = self.forecast.as_deref() else { return (Place::Device, CHUNK) };
+        let place = match choice.place {
+            request::Place::Device => Place::Device,
+            request::Place::Host => Place::Host,
+            request::Place::File => Place::File(self.folder.clone()),
+        };
+        (place, choice.chunk)
+    }
+}
+
+/// How a prune uses devices: as the flags say, and otherwise as is fastest of what fits.
+fn forecast(
+    choice: &Choice,
+    devices: &[prune_cuda::Device],
+    plan: &Plan,
+    checkpoint: &Checkpoint,
+    ranks: &Ranks,
+) -> anyhow::Result<Forecast> {
+    let emulated = matches!(choice, Choice::Emulated(_));
+    let free =
+        devices.iter().map(|device| Ok(device.memory()?.0 as u64)).collect::<Result<Vec<_>, prune_cuda::Error>>()?;
+    let free = free.into_iter().min().unwrap_or(0);
+    let memory = plan.settings.room.memory.unwrap_or(free);
+    // An emulated device holds what is allocated and nothing else, in memory of the host that nobody plans.
+    let program = if emulated { 0 } else { LOADED_LATER };
+    let host = crate::memory::available().filter(|_| !emulated);
+    // Of all devices of this machine, whose part the plan takes for all.
+    let host = host.map_or(u64::MAX, |bytes| bytes / ranks.on_this_machine() as u64 * plan.ranks as u64);
+    let name = devices.first().map_or(Ok(String::new()), prune_cuda::Device::name)?;
+    let model = Model::open(checkpoint)?;
+    let shapes = Shapes::of_plan(plan, model.description(), element(&model));
+    Forecast::of_prune(Request::of_prune(plan, name, memory, program, host), shapes)
 }
 
 fn evaluate<T: Element>(
@@ -180,18 +279,20 @@ fn element(model: &Model<'_>) -> Dtype {
     if dtypes.all(|dtype| dtype == first) { first } else { Dtype::F32 }
 }
 
-/// Has an emulated driver with so many devices, its cuBLAS and its NCCL take the place of those of the machine.
+/// Has an emulated driver with so many devices, of so much memory each, its cuBLAS and its NCCL take the place of those of the machine.
 #[cfg(feature = "emulator")]
-fn emulate(devices: usize) -> anyhow::Result<()> {
+fn emulate(devices: usize, memory: Option<u64>) -> anyhow::Result<()> {
     // Named, so that the libraries are built.
     std::hint::black_box((emulator_cublas::cublasGetStatusString(0), emulator_nccl::ncclGetErrorString(0)));
-    emulator::loader::load(&emulator::options::Options { devices, ..Default::default() })?;
+    let options = emulator::options::Options::default();
+    let memory = memory.unwrap_or(options.memory);
+    emulator::loader::load(&emulator::options::Options { devices, memory, ..options })?;
     emulator::loader::load_cublas()?;
     emulator::loader::load_nccl()?;
     Ok(())
 }
 
 #[cfg(not(feature = "emulator"))]
-fn emulate(_: usize) -> Result<(), crate::settings::SettingsError> {
+fn emulate(_: usize, _: Option<u64>) -> Result<(), crate::settings::SettingsError> {
     Err(crate::settings::SettingsError::Inconsistent(crate::device::NOT_EMULATED))
 }

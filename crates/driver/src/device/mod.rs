@@ -8,8 +8,11 @@ mod enabled;
 #[cfg(not(feature = "cuda"))]
 pub use disabled::Device;
 #[cfg(feature = "cuda")]
-pub use enabled::Device;
+pub use enabled::{Device, Gpus};
 
+use checkpoint::Checkpoint;
+
+use crate::plan::Plan;
 use crate::settings::{SettingsError, bad_value, workers};
 
 /// What is said where there is no emulated GPU.
@@ -67,6 +70,15 @@ impl Choice {
             &Self::Emulated(count) => count,
             Self::Auto | Self::Cpu | Self::Cuda => None,
         }
+    }
+}
+
+/// Says that the processor has no use for what was said of the memory of GPUs, by somebody who does not know what there is.
+fn warn_of_room(prune: Option<(&Plan, &Checkpoint)>) {
+    if prune.is_some_and(|(plan, _)| plan.settings.room.is_given()) {
+        tracing::warn!(
+            "working on the processor: --activations-in, --chunk and --device-memory are for GPUs and not used"
+        );
     }
 }
 

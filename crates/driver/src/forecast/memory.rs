@@ -1,19 +1,27 @@
-//! What a plan holds, in bytes. t tokens are those of the shard with the most sequences, a their size (2), w that of a
-//! stored weight, n the shards.
+//! What a plan holds, in bytes. t tokens are those of the shard with the most sequences, c those of a chunk, a the size of an
+//! activation between stages, w that of a stored weight, s that of a number that linear layers read: of 16 bits, or 4 where a
+//! checkpoint holds f32. n are the devices. What kernels take beside their operands is in [`roofline::room`].
+//!
+//! The device's part is measured: `tests/room.rs` prunes models shaped like OPT-175B on emulated devices, whose memory pools
+//! count what is allocated.
 
+use prune::Method;
+use roofline::room::{self, allocated};
+
+use crate::backend::FEED_FORWARD;
 use crate::forecast::request::{Place, Request};
 use crate::forecast::{Choice, Shapes, Stage};
-use crate::plan::{chunk_bytes, product};
+use crate::plan::product;
 
-/// Bytes of an activation between stages.
-pub const ACTIVATION: usize = 2;
-
-/// Columns of a panel, for which the solver holds Δ·V and W̃ of all rows, and of the inverted diagonal blocks of V.
-const PANEL: usize = 128;
+/// Blocks of which a device holds the weights at a time: that in hand and the next one, which is loaded meanwhile.
+const BLOCKS: usize = 2;
 
 /// Taken before any buffer: a CUDA context with its modules (about half a GiB on these devices), cuBLAS's workspace and
 /// NCCL's channels. An assumption to be replaced by a measurement.
 pub const DEVICE_PROGRAM: u64 = 3 << 29;
+
+/// What of that is still to come when a device is open: all but the context.
+pub const LOADED_LATER: u64 = 1 << 30;
 
 /// The same on the side of the host, for each device.
 pub const HOST_PROGRAM: u64 = 1 << 29;
@@ -21,26 +29,31 @@ pub const HOST_PROGRAM: u64 = 1 << 29;
 /// Pinned memory through which weights travel, for each device: two pieces, one filled while the other travels.
 pub const STAGING: u64 = 2 * (128 << 20);
 
-/// What a device holds at the worst moment of a stage.
+/// Pruned layers that are on their way to the disk at a time: one is written, one waits, one leaves the device.
+const LEAVING: u64 = 3;
+
+/// What a device holds at a moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moment {
-    /// The stage.
+    /// The stage; the embedding before the first.
     pub stage: &'static str,
-    /// The moment: `gather` fills H, `solve` prunes a layer, `absorb` updates the residual stream.
+    /// The moment: `embed`; then of each stage `gather`, which fills H, `factor`, `solve`, which prunes a layer, and `absorb`,
+    /// which updates the residual stream.
     pub moment: &'static str,
-    /// Two blocks as they are stored, this one and the next: 2 · w · weights of a block.
+    /// The blocks that are held, s · weights and 4 · biases and norms each, and the tables of a rotation, 4 · length · columns of
+    /// a head. While tokens are embedded, s · (vocabulary · width + positions · hidden) instead.
     pub weights: u64,
-    /// The residual stream and the kept inputs, 2 · t · hidden · a; outside the device, two chunks of each, of which one
-    /// travels.
+    /// The residual stream and the kept inputs, 2 · t · hidden · a, where they are kept on the device.
     pub activations: u64,
-    /// H or V, columns² in f32; with V the inverses of its diagonal blocks, columns · 128 in f32, and a byte a column.
+    /// H or V, 4 · columns²; while it is factored [`room::factor`], and then [`room::factored`].
     pub hessian: u64,
-    /// A chunk of tokens on its way through the block: `plan::chunk_bytes`.
+    /// A chunk of tokens on its way through the block, in bytes a token as in [`Passing`]; and while it is added to H
+    /// [`room::accumulate`].
     pub chunk: u64,
-    /// W and Δ of this device's rows of the largest layer in f32, Δ·V and W̃ of one panel, a bit a weight for what stays,
-    /// and the rows' losses. The result takes the place of W in the block.
+    /// This device's rows of the layer being solved, 4 · rows / n · columns, and [`room::solve`] of those. The result takes the
+    /// place of W in the block.
     pub layer: u64,
-    /// [`DEVICE_PROGRAM`].
+    /// What the program takes before anything else: [`DEVICE_PROGRAM`].
     pub program: u64,
 }
 
@@ -52,66 +65,185 @@ impl Moment {
     }
 }
 
-/// What a device holds, stage by stage.
+/// What a token takes on its way through a block, at most, in bytes. The residual stream and what layers put out are f32, what
+/// they read has s bytes, and what attention reads and writes 2. Where activations are kept outside the device, a copy of a
+/// bytes a number comes in and goes out.
+struct Passing<'a> {
+    shapes: &'a Shapes,
+    request: &'a Request,
+    outside: bool,
+}
+
+impl Passing<'_> {
+    /// x alone, 4 · hidden, with its copy where it comes from outside.
+    fn stream(&self) -> usize {
+        let copied = if self.outside { self.request.activation } else { 0 };
+        (4 + copied) * self.shapes.hidden
+    }
+
+    /// x and the inputs of a stage, which are made of it:
+    /// - the first of a half: s · hidden, what its norm puts out;
+    /// - attention out: that and 4 · rows of q, k and v; then q, k and v rounded one after another, 2 · rows for 4 · rows; then
+    ///   those and 2 · attention columns;
+    /// - down: s · hidden and 4 · rows of up (and gate); then those and s · columns.
+    fn inputs(&self, index: usize) -> usize {
+        let Shapes { hidden, stages, attention, .. } = self.shapes;
+        let s = self.shapes.element();
+        let normed = s * hidden;
+        let all_before = index.checked_sub(1).map_or(0, |before| stages[before].all_rows());
+        let beside = match index {
+            1 => {
+                let (mut wide, mut narrow, mut most) = (4 * all_before, 0, normed + 4 * all_before);
+                for rows in &stages[0].rows {
+                    most = most.max(wide + narrow + 2 * rows);
+                    (wide, narrow) = (wide - 4 * rows, narrow + 2 * rows);
+                }
+                // f32 layers read f32, which attention does not write.
+                let widened = if s == 4 { 6 * attention } else { 0 };
+                most.max(narrow + 2 * attention).max(widened)
+            }
+            3 => 4 * all_before + normed.max(s * stages[3].columns),
+            _ => normed,
+        };
+        self.stream().max(4 * hidden + beside)
+    }
+
+    /// x and the inputs of a stage, while its output is added; where they come from, and that x goes back.
+    fn absorbed(&self, index: usize, all_kept: bool) -> usize {
+        let Shapes { hidden, stages, .. } = self.shapes;
+        let beside = self.shapes.element() * stages[index].columns;
+        match (all_kept, self.outside) {
+            (true, false) => self.stream(),
+            (true, true) => self.stream().max(4 * hidden + beside),
+            (false, _) => self.inputs(index).max(4 * hidden + beside),
+        }
+    }
+
+    /// Embeddings, through a projection where there is one, and as many positions to be added.
+    fn embedded(&self) -> usize {
+        let Shapes { hidden, width, .. } = *self.shapes;
+        let projected = if width == hidden { 0 } else { (4 + self.shapes.element()) * width + 4 * hidden };
+        let positions = if self.shapes.positions > 0 { 8 * hidden } else { 4 * hidden };
+        // The numbers of rows that are looked up.
+        self.stream().max(projected).max(positions + 4)
+    }
+}
+
+/// What a device holds, moment by moment.
 #[derive(Clone, Debug)]
 pub struct Device {
-    /// The worst moment of each stage.
-    pub stages: Vec<Moment>,
+    /// All moments, in order.
+    pub moments: Vec<Moment>,
 }
 
 impl Device {
     /// What each device holds.
     pub fn of(request: &Request, shapes: &Shapes, choice: Choice) -> Self {
+        let tokens = request.shard_tokens(shapes);
         let length = request.sequence_length(shapes);
+        let calibrates = request.method != Method::Magnitude;
         // Attention takes whole sequences; where those are longer than a chunk, one at a time.
         let chunk = |index: usize| {
-            match index < crate::backend::FEED_FORWARD {
-                true => (choice.chunk / length).max(1) * length,
+            match index < FEED_FORWARD {
+                true => (choice.chunk / length).max(1).saturating_mul(length),
                 false => choice.chunk,
             }
-            .min(request.shard_tokens(shapes))
+            .min(tokens)
         };
-        let activations = match choice.place {
-            Place::Device => product(&[2, request.shard_tokens(shapes), shapes.hidden, ACTIVATION]),
-            Place::Host | Place::File => product(&[2, chunk(0), shapes.hidden + shapes.widest(), ACTIVATION]),
-        };
-        let common = Moment {
-            weights: shapes.block_bytes().saturating_mul(2),
-            activations,
-            program: DEVICE_PROGRAM,
+        let outside = choice.place != Place::Device;
+        let buffer = allocated(product(&[tokens, shapes.hidden, request.activation]));
+        let resting = Moment {
+            activations: if outside || !calibrates { 0 } else { buffer.saturating_mul(2) },
+            program: request.program,
             ..Moment::default()
         };
-        let worst = |(index, stage): (usize, &Stage)| {
-            let passing = Moment {
-                stage: stage.name,
-                chunk: chunk_bytes(chunk(index), shapes.hidden, stage.all_rows(), stage.columns),
-                ..common.clone()
-            };
-            let hessian = product(&[stage.columns, stage.columns, 4]);
-            let gather = Moment { moment: "gather", hessian, ..passing };
-            let rows = stage.rows.iter().map(|rows| rows.div_ceil(request.shards)).max().unwrap_or(0);
-            let solve = Moment {
-                stage: stage.name,
-                moment: "solve",
-                hessian: hessian + product(&[stage.columns.div_ceil(PANEL), PANEL, PANEL, 4]) + stage.columns as u64,
-                layer: product(&[rows, 2 * 4 * stage.columns + 2 * 4 * PANEL + 4 * stage.columns.div_ceil(32) + 8]),
-                ..common.clone()
-            };
-            // `absorb` holds what `gather` does, without H.
-            if gather.total() >= solve.total() { gather } else { solve }
+        let passing = Passing { shapes, request, outside };
+        let through = |index: usize, bytes: usize| product(&[chunk(index), bytes]);
+        let mut moments = Vec::new();
+        if calibrates {
+            let (stage, moment) = ("embedding", "embed");
+            let chunk = through(0, passing.embedded());
+            moments.push(Moment { stage, moment, weights: shapes.embedding(), chunk, ..resting });
+        }
+        let resting = Moment {
+            weights: shapes.block_on_device(length).saturating_mul(BLOCKS.min(shapes.blocks) as u64),
+            ..resting
         };
-        Self { stages: shapes.stages.iter().enumerate().map(worst).collect() }
+        for (index, stage) in shapes.stages.iter().enumerate() {
+            let moment = |moment| Moment { stage: stage.name, moment, ..resting.clone() };
+            let (columns, is_f32) = (stage.columns, shapes.element() == 4);
+            let pruned = stage.pruned.iter().max();
+            let matrix = if pruned.is_some() { allocated(product(&[columns, columns, 4])) } else { 0 };
+            if calibrates {
+                let added = through(index, shapes.element() * columns).saturating_add(if pruned.is_some() {
+                    room::accumulate(chunk(index), columns, is_f32)
+                } else {
+                    0
+                });
+                let chunk = through(index, passing.inputs(index)).max(added);
+                moments.push(Moment { hessian: matrix, chunk, ..moment("gather") });
+            }
+            if let Some(rows) = pruned.map(|rows| rows.div_ceil(request.shards)) {
+                moments.extend(solved(request, stage, rows, matrix).map(|part| Moment {
+                    hessian: part.hessian,
+                    layer: part.layer,
+                    ..moment(part.moment)
+                }));
+            }
+            if calibrates && model::Stage::absorbs(index) {
+                let all_kept = columns * shapes.element() <= shapes.hidden * request.activation;
+                let chunk = through(index, passing.absorbed(index, all_kept));
+                moments.push(Moment { chunk, ..moment("absorb") });
+            }
+        }
+        Self { moments }
+    }
+
+    /// The worst moment of each stage, in order.
+    pub fn stages(&self) -> Vec<&Moment> {
+        let mut worst: Vec<&Moment> = Vec::new();
+        for moment in &self.moments {
+            match worst.last_mut().filter(|last| last.stage == moment.stage) {
+                Some(last) if last.total() >= moment.total() => {}
+                Some(last) => *last = moment,
+                None => worst.push(moment),
+            }
+        }
+        worst
     }
 
     /// The worst moment of all.
     pub fn worst(&self) -> Moment {
-        self.stages.iter().max_by_key(|moment| moment.total()).cloned().unwrap_or_default()
+        self.moments.iter().max_by_key(|moment| moment.total()).cloned().unwrap_or_default()
     }
 
     /// What is held then.
     pub fn peak(&self) -> u64 {
         self.worst().total()
     }
+}
+
+/// The statistics and the layer of a stage, whose largest has so many rows on this device, from when H is full.
+fn solved(request: &Request, stage: &Stage, rows: usize, matrix: u64) -> impl Iterator<Item = Moment> + use<> {
+    let columns = stage.columns;
+    let layer = allocated(product(&[rows, columns, 4]));
+    let (factoring, factored, beside) = match request.method {
+        Method::Sparsegpt => (
+            Some(matrix.saturating_add(room::factor(columns))),
+            matrix.saturating_add(room::factored(columns)),
+            room::solve(rows, columns, request.panels, request.bits),
+        ),
+        // The norms of the columns take the place of H.
+        Method::Wanda => (
+            Some(matrix.saturating_add(allocated(4 * columns as u64))),
+            allocated(4 * columns as u64),
+            room::selection(rows, columns),
+        ),
+        Method::Magnitude => (None, 0, room::selection(rows, columns)),
+    };
+    let factor = factoring.map(|hessian| Moment { moment: "factor", hessian, ..Moment::default() });
+    let layer = layer.saturating_add(beside);
+    factor.into_iter().chain([Moment { moment: "solve", hessian: factored, layer, ..Moment::default() }])
 }
 
 /// What the host holds, all shards being on one machine.
@@ -121,7 +253,7 @@ pub struct Host {
     pub pages: u64,
     /// [`STAGING`] for each device.
     pub staging: u64,
-    /// Pruned layers on their way to the disk: a block's, w · weights.
+    /// Pruned layers on their way to the disk: three of the largest, w · rows · columns.
     pub results: u64,
     /// The residual streams and the kept inputs of all tokens, 2 · tokens · hidden · a, where they are in host memory; in a
     /// file, two chunks of both for each device.
@@ -133,17 +265,18 @@ pub struct Host {
 impl Host {
     /// What the host holds.
     pub fn of(request: &Request, shapes: &Shapes, choice: Choice) -> Self {
-        let block = shapes.block_bytes();
         let each = |bytes: u64| bytes.saturating_mul(request.shards as u64);
         let activations = match choice.place {
             Place::Device => 0,
-            Place::Host => product(&[2, request.tokens(shapes), shapes.hidden, ACTIVATION]),
-            Place::File => each(product(&[2, choice.chunk, shapes.hidden + shapes.widest(), ACTIVATION])),
+            Place::Host => product(&[2, request.tokens(shapes), shapes.hidden, request.activation]),
+            Place::File => each(product(&[2, choice.chunk, shapes.hidden + shapes.widest(), request.activation])),
         };
+        let largest = |stage: &Stage| stage.rows.iter().map(|&rows| product(&[rows, stage.columns])).max();
+        let largest = shapes.stages.iter().filter_map(largest).max().unwrap_or(0);
         Self {
-            pages: block,
+            pages: shapes.block_bytes(),
             staging: each(STAGING),
-            results: block,
+            results: largest.saturating_mul(shapes.dtype.size() as u64).saturating_mul(LEAVING),
             activations,
             program: each(HOST_PROGRAM).saturating_add(product(&[request.tokens(shapes), 4])),
         }

@@ -21,8 +21,11 @@ use std::path::Path;
 use anyhow::{bail, ensure};
 use checkpoint::Dtype;
 use model::Description;
+use model::description::{Attention, NormKind, Positions};
+use roofline::room::allocated;
 use serde_json::Value;
 
+use crate::plan::{Plan, product};
 use crate::summary::size;
 use memory::{Device, Host};
 use request::{Place, Request};
@@ -56,6 +59,16 @@ pub struct Shapes {
     pub stages: Vec<Stage>,
     /// Weights outside the blocks: embedding, positions, projections and a head of its own.
     pub outer: u64,
+    /// Tokens that the model knows.
+    pub vocabulary: usize,
+    /// Columns of the embedding.
+    pub width: usize,
+    /// Rows of the table of positions, if there is one.
+    pub positions: usize,
+    /// Columns of a head, where heads are rotated.
+    pub rotated: usize,
+    /// The lengths of a block's biases, norms and slopes.
+    pub vectors: Vec<usize>,
 }
 
 /// Layers with one input.
@@ -67,6 +80,22 @@ pub struct Stage {
     pub rows: Vec<usize>,
     /// Columns of all of them.
     pub columns: usize,
+    /// Rows of those that are pruned.
+    pub pruned: Vec<usize>,
+}
+
+impl Shapes {
+    /// The shapes of a model whose prune is planned, its linear layers read as `dtype` on a device: of stages that only some
+    /// blocks prune, the rows that any does; of blocks, those up to the last that is pruned.
+    pub fn of_plan(plan: &Plan, description: &Description, dtype: Dtype) -> Self {
+        let mut shapes = Self::of(description, dtype);
+        for (index, stage) in shapes.stages.iter_mut().enumerate() {
+            let rows = plan.stages().filter(|planned| planned.index == index).flat_map(|planned| planned.layers);
+            stage.pruned = rows.map(|layer| layer.rows).collect();
+        }
+        shapes.blocks = plan.stages().map(|stage| stage.block + 1).max().unwrap_or(0);
+        shapes
+    }
 }
 
 impl Stage {
@@ -83,28 +112,42 @@ impl Shapes {
     /// If the file cannot be read, or describes no model that is known.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let config = checkpoint::read_config(path)?;
-        let description = Description::of_config(path, &config)?;
-        let Description { vocabulary, hidden, max_sequence_length, embedding, blocks, head, .. } = &description;
-        let stages = blocks.stages.iter().zip(crate::architecture::STAGES).map(|(layers, name)| Stage {
-            name,
-            rows: layers.iter().map(|layer| layer.rows).collect(),
-            columns: layers.first().map_or(0, |layer| layer.columns),
+        Ok(Self::of(&Description::of_config(path, &config)?, dtype(&config)))
+    }
+
+    /// The shapes of a model with weights of this type.
+    pub fn of(description: &Description, dtype: Dtype) -> Self {
+        let Description { vocabulary, hidden, max_sequence_length, embedding, blocks, head, norm, .. } = description;
+        let stages = blocks.stages.iter().zip(crate::architecture::STAGES).map(|(layers, name)| {
+            let rows: Vec<usize> = layers.iter().map(|layer| layer.rows).collect();
+            Stage { name, columns: layers.first().map_or(0, |layer| layer.columns), pruned: rows.clone(), rows }
         });
         let table = *vocabulary as u64 * embedding.width as u64;
-        let positions = embedding.positions.map_or(0, |table| (max_sequence_length + table.offset) * hidden);
+        let positions = embedding.positions.map_or(0, |table| max_sequence_length + table.offset);
         let projections =
             [embedding.project_in, head.project_out].into_iter().flatten().count() * embedding.width * hidden;
-        Ok(Self {
+        let Attention { heads, head_dim, .. } = blocks.attention;
+        let biases = blocks.stages.iter().flatten().filter(|layer| layer.bias).map(|layer| layer.rows);
+        let shifts = norm.affine && norm.kind == NormKind::Layer;
+        let norms = blocks.norms.iter().flat_map(|_| [*hidden].repeat(1 + usize::from(shifts)));
+        let head_norms = blocks.attention.qk_norm.into_iter().flatten().map(|_| head_dim);
+        let slopes = (blocks.attention.positions == Positions::Alibi).then_some(heads);
+        Self {
             architecture: description.architecture,
             blocks: blocks.windows.len(),
             hidden: *hidden,
             longest: *max_sequence_length,
             positions_end: embedding.positions.is_some(),
-            attention: blocks.attention.heads * blocks.attention.head_dim,
-            dtype: dtype(&config),
+            attention: heads * head_dim,
+            dtype,
             stages: stages.collect(),
-            outer: if head.tied { table } else { 2 * table } + (positions + projections) as u64,
-        })
+            outer: if head.tied { table } else { 2 * table } + (positions * hidden + projections) as u64,
+            vocabulary: *vocabulary,
+            width: embedding.width,
+            positions,
+            rotated: if matches!(blocks.attention.positions, Positions::Rope(_)) { head_dim } else { 0 },
+            vectors: biases.chain(norms).chain(head_norms).chain(slopes).collect(),
+        }
     }
 
     /// The largest number of columns.
@@ -114,12 +157,35 @@ impl Shapes {
 
     /// Weights of the linear layers of a block.
     pub fn block_weights(&self) -> u64 {
-        self.stages.iter().map(|stage| crate::plan::product(&[stage.all_rows(), stage.columns])).sum()
+        self.stages.iter().map(|stage| product(&[stage.all_rows(), stage.columns])).sum()
     }
 
     /// Bytes of the linear layers of a block, as they are stored.
     pub fn block_bytes(&self) -> u64 {
         self.block_weights().saturating_mul(self.dtype.size() as u64)
+    }
+
+    /// Bytes of a number that linear layers read on a device, and of a weight there.
+    pub fn element(&self) -> usize {
+        if matches!(self.dtype, Dtype::F16 | Dtype::BF16) { 2 } else { 4 }
+    }
+
+    /// Bytes of a block on a device, with the rotation of its heads.
+    pub fn block_on_device(&self, length: usize) -> u64 {
+        let weights = self.stages.iter().flat_map(|stage| stage.rows.iter().map(|&rows| [rows, stage.columns]));
+        let weights = weights.map(|[rows, columns]| product(&[rows, columns, self.element()]));
+        let vectors = self.vectors.iter().map(|&length| product(&[length, 4]));
+        // Cosines and sines.
+        let tables = [product(&[length, self.rotated / 2, 4]); 2].into_iter().filter(|&table| table > 0);
+        weights.chain(vectors).chain(tables).map(allocated).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes on a device of what precedes the first block.
+    pub fn embedding(&self) -> u64 {
+        let projection = if self.width == self.hidden { [0; 2] } else { [self.hidden, self.width] };
+        let tables = [[self.vocabulary, self.width], [self.positions, self.hidden], projection];
+        let tables = tables.map(|[rows, columns]| product(&[rows, columns, self.element()]));
+        tables.into_iter().filter(|&table| table > 0).map(allocated).fold(0, u64::saturating_add)
     }
 }
 
@@ -175,10 +241,46 @@ impl Forecast {
             request.config.display()
         );
         let Some(choice) = fitting(&request, &shapes) else { bail!(refusal(&request, &shapes)) };
+        Ok(Self::of(request, shapes, choice))
+    }
+
+    /// Plans the run of a prune. One whose place and chunk are both given is run as told, with a warning where that does not
+    /// fit: there is still what it gives up where it finds no room.
+    ///
+    /// # Errors
+    /// If nothing fits: then the error says what would.
+    pub fn of_prune(request: Request, shapes: Shapes) -> anyhow::Result<Self> {
+        let choice = match (fitting(&request, &shapes), request.place, request.chunk) {
+            (Some(choice), ..) => choice,
+            (None, Some(place), Some(chunk)) => {
+                tracing::warn!("{}", refusal(&request, &shapes));
+                Choice { place, chunk }
+            }
+            (None, ..) => bail!(refusal(&request, &shapes)),
+        };
+        Ok(Self::of(request, shapes, choice))
+    }
+
+    fn of(request: Request, shapes: Shapes, choice: Choice) -> Self {
         let device = Device::of(&request, &shapes, choice);
         let host = Host::of(&request, &shapes, choice);
         let times = Times::of(&request, &shapes, choice);
-        Ok(Self { request, shapes, choice, device, host, times })
+        Self { request, shapes, choice, device, host, times }
+    }
+
+    /// How a prune uses its devices, in a line.
+    pub fn line(&self) -> String {
+        let (Request { shards, device, device_memory, .. }, worst) = (&self.request, self.device.worst());
+        format!(
+            "{shards} × {}: activations {}, {} tokens in a chunk; {} of {} at most, at `{}` of {}",
+            device.name,
+            self.choice.place.name(),
+            self.choice.chunk,
+            size(worst.total()),
+            size(*device_memory),
+            worst.moment,
+            worst.stage
+        )
     }
 }
 

@@ -2,12 +2,22 @@
 
 use std::path::PathBuf;
 
-use roofline::Device;
+use prune::{Method, Pattern};
+use roofline::room::Panels;
+use roofline::{Device, PANEL};
 
-use crate::cli::PlanArgs;
+use crate::cli::{PlanArgs, RoomArgs};
 use crate::forecast::Shapes;
-use crate::plan::product;
+use crate::forecast::memory::DEVICE_PROGRAM;
+use crate::plan::{Plan, product};
 use crate::settings::{LONGEST_DEFAULT, SettingsError, at_least_one, bad_value, sequence_length, workers};
+
+/// The share of its ceilings that a device is taken to reach, and bytes a second of a disk, of what connects devices, and of what
+/// connects them to the host, where a prune chooses between ways to run: as `driver plan` has them by default.
+const SHARE: f64 = 0.7;
+const DISK: f64 = 2e9;
+const LINK: f64 = 300e9;
+const HOST_LINK: f64 = 25e9;
 
 /// Sequences where none are asked for, as for a prune.
 const SEQUENCES: usize = 128;
@@ -17,6 +27,9 @@ const SMALLEST_CHUNK: usize = 256;
 
 /// Sizes, tokens and rates beyond this are slips of the hand.
 const LARGEST: f64 = 1e18;
+
+/// Bytes of an activation between stages, where no other type is asked for.
+const ACTIVATION: usize = 2;
 
 /// Where activations are kept between stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +62,57 @@ impl Place {
     }
 }
 
+/// How the memory of devices is to be used, as far as that was said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Where activations are kept.
+    pub place: Option<Place>,
+    /// Tokens of a chunk.
+    pub chunk: Option<usize>,
+    /// Bytes of each device.
+    pub memory: Option<u64>,
+}
+
+impl Room {
+    /// Checks the flags of a prune.
+    ///
+    /// # Errors
+    /// [`SettingsError::BadValue`], or [`SettingsError::Inconsistent`] where the processor is asked for, which has no use for
+    /// them.
+    pub fn resolve(args: &RoomArgs, device: &crate::device::Choice) -> Result<Self, SettingsError> {
+        let room = Self {
+            place: args.activations_in.as_deref().and_then(place),
+            chunk: args.chunk.map(chunk).transpose()?,
+            memory: args.device_memory.as_ref().map(|text| size("device-memory", text)).transpose()?,
+        };
+        if *device == crate::device::Choice::Cpu && room.is_given() {
+            return Err(SettingsError::Inconsistent(
+                "--device cpu: --activations-in, --chunk and --device-memory tell GPUs how to use their memory; leave them out",
+            ));
+        }
+        Ok(room)
+    }
+
+    /// Whether anything was said.
+    pub fn is_given(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// A place by its flag; `None` is the fastest that fits.
+fn place(flag: &str) -> Option<Place> {
+    [Place::Device, Place::Host, Place::File].into_iter().find(|place| place.flag() == flag)
+}
+
+fn chunk(tokens: i64) -> Result<usize, SettingsError> {
+    match at_least_one("chunk", tokens)? {
+        tokens if tokens < SMALLEST_CHUNK => {
+            Err(bad_value("chunk", tokens, "at least 256 tokens, so that products fill a device"))
+        }
+        tokens => Ok(tokens),
+    }
+}
+
 /// A plan's question.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -77,7 +141,17 @@ pub struct Request {
     /// Calibration sequences.
     pub sequences: usize,
     /// Tokens per sequence, if given.
-    given_length: Option<usize>,
+    pub given_length: Option<usize>,
+    /// Bytes that a device's program takes.
+    pub program: u64,
+    /// Bytes of an activation between stages.
+    pub activation: usize,
+    /// How weights are chosen.
+    pub method: Method,
+    /// The columns that are handled together.
+    pub panels: Panels,
+    /// Whether those that stay are rounded to a grid.
+    pub bits: bool,
 }
 
 impl Request {
@@ -100,21 +174,48 @@ impl Request {
             disk: rate("disk", &args.disk)?,
             link: rate("link", &args.link)?,
             host_link: rate("host-link", &args.host_link)?,
-            place: match args.activations_in.as_str() {
-                "device" => Some(Place::Device),
-                "host" => Some(Place::Host),
-                "file" => Some(Place::File),
-                _ => None,
-            },
-            chunk: match args.chunk.map(|chunk| at_least_one("chunk", chunk)).transpose()? {
-                Some(chunk) if chunk < SMALLEST_CHUNK => {
-                    return Err(bad_value("chunk", chunk, "at least 256 tokens, so that products fill a device"));
-                }
-                chunk => chunk,
-            },
+            place: place(&args.activations_in),
+            chunk: args.chunk.map(chunk).transpose()?,
             sequences: args.sequences.map_or(Ok(SEQUENCES), |count| at_least_one("sequences", count))?,
             given_length: args.sequence_length.map(sequence_length).transpose()?,
+            program: DEVICE_PROGRAM,
+            activation: ACTIVATION,
+            method: Method::Sparsegpt,
+            panels: Panels::Of(PANEL as usize),
+            bits: false,
         })
+    }
+
+    /// What a prune asks of devices that have `memory` bytes for it each, of which its program takes `program`.
+    pub fn of_prune(plan: &Plan, name: String, memory: u64, program: u64, host_memory: u64) -> Self {
+        let settings = &plan.settings;
+        Self {
+            config: settings.model.clone(),
+            shards: plan.shards(),
+            device: Device { name, ..Device::a100() },
+            share: SHARE,
+            device_memory: memory,
+            host_memory,
+            disk: DISK,
+            link: LINK,
+            host_link: HOST_LINK,
+            place: settings.room.place,
+            chunk: settings.room.chunk,
+            sequences: settings.sequences,
+            given_length: Some(plan.sequence_length),
+            program,
+            activation: plan.activations.size(),
+            method: if settings.calibrates() && settings.method == Method::Magnitude {
+                Method::Wanda
+            } else {
+                settings.method
+            },
+            panels: match settings.pattern {
+                Pattern::Unstructured { .. } => Panels::Of(settings.panel_width),
+                Pattern::NOfM { group, .. } => Panels::Groups(group),
+            },
+            bits: settings.bits.is_some(),
+        }
     }
 
     /// Tokens per sequence: as given, or the smaller of 2048 and the model's own.

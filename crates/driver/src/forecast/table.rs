@@ -42,7 +42,7 @@ impl Forecast {
             "  {:<14}{:<9}{:>11}{:>13}{:>11}{:>11}{:>11}{:>11}{:>11}",
             "stage", "moment", "weights", "activations", "Hessian", "chunk", "layer", "program", "all"
         )?;
-        for moment in &self.device.stages {
+        for moment in self.device.stages() {
             write!(f, "  {:<14}{:<9}{:>11}", moment.stage, moment.moment, size(moment.weights))?;
             write!(f, "{:>13}", size(moment.activations))?;
             for bytes in [moment.hessian, moment.chunk, moment.layer, moment.program, moment.total()] {

@@ -2,7 +2,6 @@
 
 use roofline::{PANEL, Roofline};
 
-use crate::forecast::memory::ACTIVATION;
 use crate::forecast::request::{Place, Request};
 use crate::forecast::{Choice, Shapes};
 
@@ -96,7 +95,7 @@ impl Times {
                 times.collectives += 2.0 * 4.0 * columns * columns / request.link;
             }
         }
-        let crossing = CROSSINGS * shapes.hidden as f64 * ACTIVATION as f64;
+        let crossing = CROSSINGS * shapes.hidden as f64 * request.activation as f64;
         let kept_outside = if choice.place == Place::Device { 0.0 } else { crossing * tokens };
         times.host_link = (block + block / shards + kept_outside) / request.host_link;
         if choice.place == Place::File {

@@ -193,7 +193,8 @@ impl<T: Element> Backend for GpuShard<'_, T> {
         let coming = weights.saturating_mul(size_of::<T>());
         let bytes = usize::try_from(prepared.max(solved)).unwrap_or(usize::MAX).saturating_add(coming);
         // Taken and given back: what the stream takes next comes out of it.
-        Ok(drop(self.device().uninitialized::<f32>(bytes.div_ceil(size_of::<f32>()))?))
+        drop(self.device().uninitialized::<f32>(bytes.div_ceil(size_of::<f32>()))?);
+        Ok(())
     }
 
     fn prepare(&self, statistics: Statistics, solver: &Solver) -> anyhow::Result<Prepared> {
