@@ -10,8 +10,8 @@ use checkpoint::{Checkpoint, Dtype, Output};
 use clap::Parser;
 use common::opt::Opt;
 use common::{Place, Run, demo_text};
-use driver::backend::Solver;
 use driver::backend::gpu::GpuShard;
+use driver::backend::{Solver, panels};
 use driver::blocks::{Job, prune_blocks};
 use driver::cli::{Cli, Command, Verbosity};
 use driver::forecast::memory::Device as Plan;
@@ -26,7 +26,6 @@ use model::Model;
 use model::calibration::Sequences;
 use prune::{Method, Pattern, run_shards};
 use prune_cuda::Device;
-use roofline::room::Panels;
 use serde_json::{Value, json};
 use testkit::generate::Random;
 
@@ -80,10 +79,7 @@ impl Case {
             ["driver", "plan", config.to_str().expect("a path"), "--sequences", &sequences, "--shards", &devices];
         let Some(Command::Plan(args)) = Cli::try_parse_from(flags).expect("flags").command else { panic!("a plan") };
         let request = Request::resolve(args).expect("a request");
-        let panels = match self.solver.pattern {
-            Pattern::Unstructured { .. } => Panels::Of(self.solver.panel_width),
-            Pattern::NOfM { group, .. } => Panels::Groups(group),
-        };
+        let panels = panels(self.solver.pattern, self.solver.panel_width);
         let bits = self.solver.bits.is_some();
         Request { program: 0, method: self.solver.method, panels, bits, ..request }
     }

@@ -37,27 +37,38 @@ pub struct Solver {
     pub panel_width: usize,
 }
 
-impl Solver {
-    /// Bytes that a device takes beside the Hessian to make of it what layers of so many columns are pruned with, and then to prune
-    /// a layer of so many rows.
-    pub fn device_bytes(&self, rows: usize, columns: usize) -> (u64, u64) {
+/// Columns handled together, as a device has them.
+pub fn panels(pattern: Pattern, panel_width: usize) -> Panels {
+    match pattern {
+        Pattern::Unstructured { .. } => Panels::Of(panel_width),
+        Pattern::NOfM { group, .. } => Panels::Groups(group),
+    }
+}
+
+/// Bytes that a device takes for a layer beside what its inputs are gathered into.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerBytes {
+    /// While that becomes what the layer is pruned with.
+    pub preparing: u64,
+    /// What remains of it then; for Wanda instead of H.
+    pub prepared: u64,
+    /// To prune the layer: its rows in f32, and all else.
+    pub pruning: u64,
+}
+
+impl LayerBytes {
+    /// Of rows [rows, columns], some of them on a `grid`.
+    pub fn of(method: Method, panels: Panels, grid: bool, rows: usize, columns: usize) -> Self {
         let weight = room::allocated(product(&[rows, columns, size_of::<f32>()]));
         let norms = room::allocated(product(&[columns, size_of::<f32>()]));
-        let (prepared, kept, beside) = match self.method {
+        let (preparing, prepared, beside) = match method {
             Method::Sparsegpt => {
-                let panels = match self.pattern {
-                    Pattern::Unstructured { .. } => Panels::Of(self.panel_width),
-                    Pattern::NOfM { group, .. } => Panels::Groups(group),
-                };
-                let beside = room::solve(rows, columns, panels, self.bits.is_some());
-                (room::factor(columns), room::factored(columns), beside)
+                (room::factor(columns), room::factored(columns), room::solve(rows, columns, panels, grid))
             }
             Method::Wanda => (norms, norms, room::selection(rows, columns)),
             Method::Magnitude => (0, 0, room::selection(rows, columns)),
         };
-        // Wanda needs the Hessian no more.
-        let freed = if self.method == Method::Wanda { room::allocated(product(&[columns, columns, 4])) } else { 0 };
-        (prepared, kept.saturating_add(weight).saturating_add(beside).saturating_sub(freed))
+        Self { preparing, prepared, pruning: weight.saturating_add(beside) }
     }
 }
 

@@ -8,7 +8,7 @@
 use prune::Method;
 use roofline::room::{self, allocated};
 
-use crate::backend::FEED_FORWARD;
+use crate::backend::{FEED_FORWARD, LayerBytes};
 use crate::forecast::request::{Place, Request};
 use crate::forecast::{Choice, Shapes, Stage};
 use crate::plan::product;
@@ -225,25 +225,14 @@ impl Device {
 
 /// The statistics and the layer of a stage, whose largest has so many rows on this device, from when H is full.
 fn solved(request: &Request, stage: &Stage, rows: usize, matrix: u64) -> impl Iterator<Item = Moment> + use<> {
-    let columns = stage.columns;
-    let layer = allocated(product(&[rows, columns, 4]));
-    let (factoring, factored, beside) = match request.method {
-        Method::Sparsegpt => (
-            Some(matrix.saturating_add(room::factor(columns))),
-            matrix.saturating_add(room::factored(columns)),
-            room::solve(rows, columns, request.panels, request.bits),
-        ),
-        // The norms of the columns take the place of H.
-        Method::Wanda => (
-            Some(matrix.saturating_add(allocated(4 * columns as u64))),
-            allocated(4 * columns as u64),
-            room::selection(rows, columns),
-        ),
-        Method::Magnitude => (None, 0, room::selection(rows, columns)),
-    };
-    let factor = factoring.map(|hessian| Moment { moment: "factor", hessian, ..Moment::default() });
-    let layer = layer.saturating_add(beside);
-    factor.into_iter().chain([Moment { moment: "solve", hessian: factored, layer, ..Moment::default() }])
+    let LayerBytes { preparing, prepared, pruning: layer } =
+        LayerBytes::of(request.method, request.panels, request.bits, rows, stage.columns);
+    let prepares = request.method != Method::Magnitude;
+    let hessian = matrix.saturating_add(preparing);
+    let factor = prepares.then_some(Moment { moment: "factor", hessian, ..Moment::default() });
+    // The norms of the columns take the place of H.
+    let hessian = if request.method == Method::Sparsegpt { matrix.saturating_add(prepared) } else { prepared };
+    factor.into_iter().chain([Moment { moment: "solve", hessian, layer, ..Moment::default() }])
 }
 
 /// What the host holds, all shards being on one machine.

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use prune::{Method, Pattern};
+use prune::Method;
 use roofline::room::Panels;
 use roofline::{Device, PANEL};
 
+use crate::backend::panels;
 use crate::cli::{PlanArgs, RoomArgs};
 use crate::forecast::Shapes;
 use crate::forecast::memory::DEVICE_PROGRAM;
@@ -210,10 +211,7 @@ impl Request {
             } else {
                 settings.method
             },
-            panels: match settings.pattern {
-                Pattern::Unstructured { .. } => Panels::Of(settings.panel_width),
-                Pattern::NOfM { group, .. } => Panels::Groups(group),
-            },
+            panels: panels(settings.pattern, settings.panel_width),
             bits: settings.bits.is_some(),
         }
     }

@@ -87,6 +87,7 @@ impl Forecast {
         line("factor, on one device", times.factor)?;
         line("selection, sweep, updates", times.solve)?;
         line("collectives", times.collectives)?;
+        line("activations, in and out", times.crossing)?;
         line("= on the devices", times.compute())?;
         line("reading", times.read)?;
         line("writing", times.write)?;

@@ -38,7 +38,10 @@ pub struct Times {
     pub collectives: f64,
     /// Pruned layers to the disk.
     pub write: f64,
-    /// What crosses between host and device: a block's weights, this shard's pruned rows, and activations kept outside.
+    /// Activations kept outside, to the device and back, on the stream of the work, which waits for them; in a file for the disk,
+    /// too.
+    pub crossing: f64,
+    /// What else crosses between host and device: a block's weights, and from the first device the pruned ones.
     pub host_link: f64,
     /// Activations kept in a file, to the disk and back.
     pub spill: f64,
@@ -96,17 +99,19 @@ impl Times {
             }
         }
         let crossing = CROSSINGS * shapes.hidden as f64 * request.activation as f64;
-        let kept_outside = if choice.place == Place::Device { 0.0 } else { crossing * tokens };
-        times.host_link = (block + block / shards + kept_outside) / request.host_link;
+        times.host_link = 2.0 * block / request.host_link;
         if choice.place == Place::File {
             times.spill = crossing * request.tokens(shapes) as f64 / request.disk;
+        }
+        if choice.place != Place::Device {
+            times.crossing = crossing * tokens / request.host_link + times.spill;
         }
         times
     }
 
     /// What devices do one after another in a block.
     pub fn compute(&self) -> f64 {
-        self.forward + self.hessian + self.factor + self.solve + self.collectives
+        self.forward + self.hessian + self.factor + self.solve + self.collectives + self.crossing
     }
 
     /// What the disk does in the time of a block: it reads the next, writes the last, and may hold activations.

@@ -17,8 +17,9 @@ use half::{bf16, f16};
 use model::Block;
 use prune::{Collective, Method};
 use prune_cuda::{Device, MatrixMut, MatrixRef};
+use roofline::room;
 
-use crate::backend::{Backend, Factored, LayerTask, Pruned, Solver};
+use crate::backend::{Backend, Factored, LayerBytes, LayerTask, Pruned, Solver, panels};
 pub use statistics::{Prepared, Statistics};
 
 /// Tokens that pass through a stage together, where there is room for so many.
@@ -189,9 +190,13 @@ impl<T: Element> Backend for GpuShard<'_, T> {
     }
 
     fn reserve(&self, rows: usize, columns: usize, solver: &Solver, weights: usize) -> anyhow::Result<()> {
-        let (prepared, solved) = solver.device_bytes(rows, columns);
+        let panels = panels(solver.pattern, solver.panel_width);
+        let layer = LayerBytes::of(solver.method, panels, solver.bits.is_some(), rows, columns);
+        // H is there now, and stays but for Wanda.
+        let there = if solver.method == Method::Wanda { room::allocated(4 * (columns * columns) as u64) } else { 0 };
+        let most = layer.preparing.max(layer.prepared.saturating_add(layer.pruning).saturating_sub(there));
         let coming = weights.saturating_mul(size_of::<T>());
-        let bytes = usize::try_from(prepared.max(solved)).unwrap_or(usize::MAX).saturating_add(coming);
+        let bytes = usize::try_from(most).unwrap_or(usize::MAX).saturating_add(coming);
         // Taken and given back: what the stream takes next comes out of it.
         drop(self.device().uninitialized::<f32>(bytes.div_ceil(size_of::<f32>()))?);
         Ok(())
