@@ -1,4 +1,5 @@
-//! The same prune on the processor and on an emulated GPU: all golden models in three number types, and a cut of the demonstration.
+//! The same prune on the processor and on an emulated GPU: all golden models, each in two of three number types, and a cut of the
+//! demonstration.
 //!
 //! Masks are compared layer by layer, and each layer on the same problem: the GPU's run is led, its layers read what the processor's
 //! weights before them put out. Both answers are then judged by the problem of the processor's inputs in f64, with doubts by how far
@@ -250,9 +251,13 @@ fn every_golden_model_is_pruned_alike() {
     assert!(names.len() >= 18, "{names:?}");
     for (number, name) in names.iter().enumerate() {
         let [solver, other] = if number % 2 == 0 { [HALF, TWO_OF_FOUR] } else { [TWO_OF_FOUR, HALF] };
-        golden::<f32>(name, &[solver]);
-        golden::<f16>(name, &[other]);
-        golden::<bf16>(name, &[solver]);
+        golden::<f16>(name, &[solver]);
+        // The other two types take turns, by pairs, so that each meets both patterns.
+        if number % 4 < 2 {
+            golden::<f32>(name, &[other]);
+        } else {
+            golden::<bf16>(name, &[other]);
+        }
     }
 }
 
@@ -353,7 +358,7 @@ fn perplexities<T: Number>(name: &str, solver: Solver, twice: bool) {
 fn pruned_models_predict_alike_and_runs_repeat() {
     for (number, name) in model_names().iter().enumerate() {
         let solver = if number % 2 == 0 { HALF } else { TWO_OF_FOUR };
-        let twice = number % 4 < 2;
+        let twice = number % 6 < 2;
         if number % 3 == 0 {
             perplexities::<f32>(name, solver, twice)
         } else {
