@@ -121,6 +121,14 @@ impl Device {
         self.context.ordinal()
     }
 
+    /// What tells it from every other device, also of other machines.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn identity(&self) -> Result<[u8; 16], Error> {
+        Ok(self.context.uuid()?.bytes.map(|byte| byte as u8))
+    }
+
     /// Its name, such as `NVIDIA A100-SXM4-80GB`.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ impl Memory for DeviceMemory {
 ///
 /// Calls enqueue their work on the stream of the device and return. Before that the shards agree through the collective of
 /// the host that all of them make the same call. So a shard that has failed, in whatever it did, ends all of them with an
-/// error at their next call, and their communicators are given up, with what waits in them. Two things cannot be caught: a
+/// error at their next call. Each finishes the calls that were agreed on, and gives its communicator up. Two things cannot be caught: a
 /// device or a connection that dies while a call is under way, and a shard at which NCCL refuses what all have agreed on;
 /// those that wait for its result then, such as for a copy to the host, wait until the launcher or the user ends them.
 ///
@@ -37,14 +37,19 @@ impl Memory for DeviceMemory {
 /// is summed: it must be initialized, and to pack the triangle would take memory for half of it again to save half of what
 /// is sent.
 ///
-/// At the end all shards call [`Nccl::close`]. One that is dropped instead has failed, and takes back what the others might
-/// still be reading.
+/// At the end all shards call [`Nccl::close`]. One that is dropped instead has failed.
 pub struct Nccl<'a> {
     host: &'a dyn Collective,
     /// Absent where a shard is alone, and after an error.
     communicator: Mutex<Option<Communicator>>,
     /// Keeps the context, which must outlive the communicator: fields are dropped in their order.
     device: Device,
+}
+
+impl Drop for Nccl<'_> {
+    fn drop(&mut self) {
+        self.give_up();
+    }
 }
 
 /// A communicator, which is given up when dropped: that does not wait for the others.
@@ -121,6 +126,15 @@ impl<'a> Nccl<'a> {
         self.communicator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Gives the communicator up, after the calls that all have agreed on: others may be waiting for this shard's part in them.
+    fn give_up(&self) {
+        let communicator = self.lock().take();
+        if communicator.is_some() {
+            // A stream that failed has no part in anything any more.
+            let _ = self.device.synchronize();
+        }
+    }
+
     /// Makes sure that all shards live, and make this call.
     fn agree(&self, call: &str) -> Result<(), Error> {
         if self.lock().is_none() {
@@ -134,7 +148,7 @@ impl<'a> Nccl<'a> {
                 Ok(())
             }
             Err(gone) => {
-                self.lock().take();
+                self.give_up();
                 Err(gone.into())
             }
         }
@@ -236,7 +250,7 @@ impl Collective<DeviceMemory> for Nccl<'_> {
 
     fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         self.host.gather(own).map_err(|gone| {
-            self.lock().take();
+            self.give_up();
             gone.into()
         })
     }

@@ -1,7 +1,14 @@
 //! Where activations lie between stages: in the memory of the device, in the host's, or in a file. They are numbers that only
-//! the device looks at; outside of it they travel on its own stream, so that nothing has to be waited for.
+//! the device looks at; outside of it they travel on the stream of its work, which so waits for them. The host waits for those
+//! of a file, whose pages the driver copies through pinned ones.
 
+use std::fs::File;
+use std::io;
+#[cfg(not(target_os = "linux"))]
+use std::io::Read;
 use std::ops::Range;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, PinnedHostSlice, result};
@@ -222,7 +229,24 @@ pub(crate) fn pinned(device: &Device, length: usize) -> Result<PinnedHostSlice<u
 fn file(folder: &Path, length: usize) -> Result<MmapMut, Error> {
     let refused = |source| Error::File { folder: folder.to_owned(), bytes: length as u64, source };
     let file = tempfile::tempfile_in(folder).map_err(refused)?;
-    file.set_len(length as u64).map_err(refused)?;
+    reserve(&file, length as u64).map_err(refused)?;
     // SAFETY: the file has no name by which another process could open and shorten it.
     unsafe { MmapMut::map_mut(&file) }.map_err(refused)
+}
+
+/// Makes a file so long, on blocks of the disk that are its own from then on: where a page of a map finds no block, the system ends
+/// the program.
+#[cfg(target_os = "linux")]
+fn reserve(file: &File, length: u64) -> io::Result<()> {
+    let length = i64::try_from(length).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open; nothing else is touched.
+    match unsafe { libc::posix_fallocate64(file.as_raw_fd(), 0, length) } {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reserve(mut file: &File, length: u64) -> io::Result<()> {
+    io::copy(&mut io::repeat(0).take(length), &mut file).map(drop)
 }

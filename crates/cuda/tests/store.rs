@@ -56,6 +56,17 @@ fn activations_come_back_from_everywhere() {
     }
 }
 
+/// Where a map is larger than the disk, a page without a block would end the program.
+#[test]
+fn a_file_that_the_disk_has_no_room_for_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    on_device(&Options::default(), |device| {
+        let error = Store::<f32>::new(device, &Place::File(folder.path().to_owned()), 1 << 52).err();
+        let text = error.expect("no disk has 16 PiB").to_string();
+        assert!(text.contains("file of 18014398509481984 bytes"), "{text}");
+    });
+}
+
 #[test]
 fn what_a_type_does_not_hold_is_flagged() {
     on_device(&Options::checked(3), |device| {

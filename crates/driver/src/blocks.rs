@@ -485,8 +485,10 @@ impl<'scope, 'a, B: Backend> Shard<'scope, 'a, B> {
                 }
                 Ok(x)
             })?;
-            shard.step(chunk.len());
-            shard.backend.store(&mut shard.stream, chunk, &x)
+            let tokens = chunk.len();
+            shard.backend.store(&mut shard.stream, chunk, &x)?;
+            shard.step(tokens);
+            Ok(())
         })?;
         self.backend.settle(&mut self.stream)
     }

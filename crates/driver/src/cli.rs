@@ -100,7 +100,8 @@ pub struct PruneArgs {
     /// Take settings from a TOML file, whose keys are the long flags without dashes; flags win over it
     ///
     /// Paths in the file are relative to its folder. Every run leaves the settings it used in the output folder as
-    /// `pruning.toml`, from which it can be repeated.
+    /// `pruning.toml`, from which it can be repeated. Where to work is no setting: --device and what goes with it are flags only, and
+    /// a GPU prunes as the processor does up to near-ties.
     #[arg(long, value_name = "FILE.toml", help_heading = "Running")]
     pub config: Option<PathBuf>,
 

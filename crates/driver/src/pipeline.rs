@@ -85,6 +85,7 @@ pub fn prune(
         sequence_length: plan.sequence_length,
         shards: plan.shards(),
         ranks: plan.ranks,
+        device: device.name()?,
         perplexities,
         warnings: idle_shards(plan).into_iter().chain(raised_dampings(&layers)).collect(),
         layers,

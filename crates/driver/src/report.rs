@@ -38,6 +38,8 @@ pub struct Report {
     pub shards: usize,
     /// Processes that they belonged to.
     pub ranks: usize,
+    /// What each rank worked on.
+    pub device: String,
     /// Perplexities in the order they are shown; empty without texts to evaluate on.
     pub perplexities: Vec<Perplexity>,
     /// The pruned layers, in the order they were pruned.

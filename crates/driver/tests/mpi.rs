@@ -147,6 +147,14 @@ fn ranks_with_gpus_make_the_bytes_of_one_process_with_as_many() {
     assert_eq!(place.list(), before, "something is left behind");
 }
 
+#[cfg(feature = "emulator")]
+#[test]
+fn all_ranks_have_gpus_or_none() {
+    let (place, text) = (Place::with_demo(), demo_text("calibration.txt"));
+    let mixed = "[ \"$rank\" = 1 ] && set -- \"$@\" --device cpu || set -- \"$@\" --device emulated";
+    refuses(&place, 2, 1, &["not all ranks have GPUs", "rank 1"], mixed, &small(&text, "2", &["--blocks", "..1"]));
+}
+
 #[test]
 fn ranks_with_nothing_to_do_do_no_harm() {
     let (place, text) = (Place::with_demo(), demo_text("calibration.txt"));

@@ -8,7 +8,7 @@ use prune::Collective;
 
 use crate::backend::CpuShard;
 use crate::blocks::{Job, prune_blocks};
-use crate::device::{Choice, NOT_EMULATED, warn_of_room};
+use crate::device::{Choice, NOT_EMULATED, PROCESSOR, warn_of_room};
 use crate::plan::Plan;
 use crate::ranks::Ranks;
 use crate::report::{Clock, DeviceMemory, LayerReport};
@@ -50,6 +50,14 @@ impl Device {
     /// What a GPU held at most, and what was planned.
     pub fn memory(&self) -> Option<DeviceMemory> {
         None
+    }
+
+    /// What it is called.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn name(&self) -> anyhow::Result<String> {
+        Ok(PROCESSOR.to_owned())
     }
 
     /// [`prune_blocks`] on this device.

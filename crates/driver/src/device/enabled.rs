@@ -1,9 +1,11 @@
 //! GPUs, by way of the crates `cuda` and `prune-cuda`.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use anyhow::bail;
 use checkpoint::{Checkpoint, Dtype};
 use cuda::{Element, Gpu, Nccl, Place};
 use half::{bf16, f16};
@@ -13,13 +15,14 @@ use prune::{Collective, run_shards, share};
 use crate::backend::CpuShard;
 use crate::backend::gpu::{CHUNK, GpuShard};
 use crate::blocks::{Job, prune_blocks};
-use crate::device::{Choice, unsuited, warn_of_room};
+use crate::device::{Choice, PROCESSOR, unsuited, warn_of_room};
 use crate::forecast::memory::LOADED_LATER;
 use crate::forecast::request::{self, Request};
 use crate::forecast::{Forecast, Shapes};
 use crate::plan::Plan;
 use crate::ranks::Ranks;
 use crate::report::{Clock, DeviceMemory, LayerReport};
+use crate::summary::size;
 
 /// See [`crate::device`].
 #[derive(Clone, Debug)]
@@ -63,59 +66,50 @@ macro_rules! with_element {
 }
 
 impl Device {
-    /// Opens what was asked for: a GPU for each shard of this rank, for the prune that is planned or an evaluation.
+    /// Opens what was asked for: a GPU for each shard of this rank, for the prune that is planned or an evaluation. All ranks work on
+    /// GPUs, or all on processors.
     ///
     /// # Errors
-    /// If there are no such devices, a library is missing, or they cannot do the job.
+    /// If there are no such devices, a library is missing, they cannot do the job, or ranks would share one.
     pub fn open(choice: &Choice, prune: Option<(&Plan, &Checkpoint)>, ranks: &Ranks) -> anyhow::Result<Self> {
-        let plan = prune.map(|(plan, _)| plan);
-        let shards = plan.map_or(choice.count().unwrap_or(1), Plan::local_shards);
-        let unsuited = plan.and_then(|plan| unsuited(&plan.settings));
-        let ordinals = match (choice, unsuited) {
-            (Choice::Cpu, _) => return Ok(Self::Processor),
-            (Choice::Auto, Some(_)) => {
-                warn_of_room(prune);
-                return Ok(Self::Processor);
-            }
-            (_, Some(unsuited)) => return Err(unsuited.into()),
-            (Choice::Auto, None) => match own(shards, ranks) {
-                Ok(ordinals) => ordinals,
-                Err(Missing::Driver(missing)) => {
-                    tracing::debug!("working on the processor: {missing}");
-                    warn_of_room(prune);
-                    return Ok(Self::Processor);
+        let found = match Gpus::open(choice, prune, ranks) {
+            _ if *choice == Choice::Cpu => Err(String::new()),
+            Err(error) if *choice == Choice::Auto => {
+                // A machine without GPUs is not worth a word.
+                match error.downcast_ref() {
+                    Some(Missing::Driver(_)) => tracing::debug!("working on the processor: {error:#}"),
+                    _ => tracing::warn!("working on the processor: {error:#}"),
                 }
-                Err(missing) => {
-                    tracing::warn!("working on the processor: {missing}");
-                    warn_of_room(prune);
-                    return Ok(Self::Processor);
-                }
-            },
-            (Choice::Cuda, None) => own(shards, ranks)?,
-            (Choice::Numbers(numbers), None) => numbers[..shards.min(numbers.len())].to_vec(),
-            (&Choice::Emulated(count), None) => {
-                emulate(shards.max(count.unwrap_or(1)), plan.and_then(|plan| plan.settings.room.memory))?;
-                (0..shards).collect()
+                Err(format!("{error:#}"))
             }
+            opened => Ok(opened?),
         };
-        let devices = ordinals.into_iter().map(prune_cuda::Device::open).collect::<Result<Vec<_>, _>>()?;
-        // To evaluate they need not speak.
-        Nccl::require(plan.map_or(1, Plan::shards))?;
-        let mut gpus = Gpus::new(devices);
-        if let Some((plan, checkpoint)) = prune {
-            let forecast = forecast(choice, &gpus.devices, plan, checkpoint, ranks)?;
-            tracing::info!("{}", forecast.line());
-            gpus.forecast = Some(Arc::new(forecast));
-            if let Some(folder) = plan.settings.output.parent().filter(|folder| *folder != Path::new("")) {
-                gpus.folder = folder.to_owned();
+        match agree(choice, found, ranks)? {
+            Some(gpus) => Ok(Self::Gpus(gpus)),
+            None => {
+                warn_of_room(prune);
+                Ok(Self::Processor)
             }
         }
-        Ok(Self::Gpus(gpus))
     }
 
     /// Whether it is the processor.
     pub fn is_processor(&self) -> bool {
         matches!(self, Self::Processor)
+    }
+
+    /// What it is called.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn name(&self) -> anyhow::Result<String> {
+        Ok(match self {
+            Self::Processor => PROCESSOR.to_owned(),
+            Self::Gpus(Gpus { devices, .. }) => {
+                let name = devices.first().map_or(Ok(String::new()), prune_cuda::Device::name)?;
+                format!("{} × {name}", devices.len())
+            }
+        })
     }
 
     /// How GPUs will be used, in a line.
@@ -180,6 +174,36 @@ impl Device {
 }
 
 impl Gpus {
+    fn open(choice: &Choice, prune: Option<(&Plan, &Checkpoint)>, ranks: &Ranks) -> anyhow::Result<Self> {
+        let plan = prune.map(|(plan, _)| plan);
+        let shards = plan.map_or(choice.count().unwrap_or(1), Plan::local_shards);
+        let ordinals = match choice {
+            Choice::Cpu => return Ok(Self::new(Vec::new())),
+            Choice::Auto | Choice::Cuda => own(shards, ranks)?,
+            Choice::Numbers(numbers) => numbers[..shards.min(numbers.len())].to_vec(),
+            &Choice::Emulated(count) => {
+                emulate(shards.max(count.unwrap_or(1)), plan.and_then(|plan| plan.settings.room.memory))?;
+                (0..shards).collect()
+            }
+        };
+        if let Some(unsuited) = plan.and_then(|plan| unsuited(&plan.settings)) {
+            return Err(unsuited.into());
+        }
+        let devices = ordinals.into_iter().map(prune_cuda::Device::open).collect::<Result<Vec<_>, _>>()?;
+        // To evaluate they need not speak.
+        Nccl::require(plan.map_or(1, Plan::shards))?;
+        let mut gpus = Self::new(devices);
+        if let Some((plan, checkpoint)) = prune {
+            let forecast = forecast(choice, &gpus.devices, plan, checkpoint, ranks)?;
+            tracing::info!("{}", forecast.line());
+            gpus.forecast = Some(Arc::new(forecast));
+            if let Some(folder) = plan.settings.output.parent().filter(|folder| *folder != Path::new("")) {
+                gpus.folder = folder.to_owned();
+            }
+        }
+        Ok(gpus)
+    }
+
     /// These, with nothing planned.
     pub fn new(devices: Vec<prune_cuda::Device>) -> Self {
         Self { devices, forecast: None, folder: ".".into(), most: Arc::default() }
@@ -197,6 +221,48 @@ impl Gpus {
     }
 }
 
+/// What all ranks work on: this one's GPUs, or the processor where `found` says why it has none and the `choice` allows it.
+fn agree(choice: &Choice, found: Result<Gpus, String>, ranks: &Ranks) -> anyhow::Result<Option<Gpus>> {
+    let collective = ranks.collective();
+    if collective.size() == 1 {
+        return Ok(found.ok());
+    }
+    // Whether there are any, and which, or why not.
+    let own = match &found {
+        // Emulated devices are of their process.
+        Ok(_) if matches!(choice, Choice::Emulated(_)) => vec![1],
+        Ok(gpus) => {
+            let identities: Result<Vec<_>, _> = gpus.devices.iter().map(prune_cuda::Device::identity).collect();
+            [&[1], identities?.as_flattened()].concat()
+        }
+        Err(reason) => [&[0], reason.as_bytes()].concat(),
+    };
+    let said = collective.gather(&own)?;
+    let missing = said.iter().position(|said| said[0] == 0).map(|rank| {
+        let reason = String::from_utf8_lossy(&said[rank][1..]).into_owned();
+        if reason.is_empty() { format!("rank {rank} does so") } else { format!("rank {rank}: {reason}") }
+    });
+    let mut seen: HashMap<&[u8; 16], usize> = HashMap::new();
+    let shared = said.iter().enumerate().find_map(|(rank, said)| {
+        let (identities, _) = if said[0] == 1 { said[1..].as_chunks::<16>() } else { Default::default() };
+        identities.iter().find_map(|identity| seen.insert(identity, rank)).map(|other| {
+            format!(
+                "ranks {other} and {rank} would share a GPU: start fewer of them on a machine, or have the launcher give each GPUs \
+                 of its own (srun --gpus-per-task)"
+            )
+        })
+    });
+    let Some(reason) = missing.or(shared) else { return Ok(found.ok()) };
+    match found {
+        Err(_) => Ok(None),
+        Ok(_) if *choice == Choice::Auto => {
+            tracing::warn!("working on the processor, as all ranks or none must: {reason}");
+            Ok(None)
+        }
+        Ok(_) => bail!("not all ranks have GPUs to work on: {reason}"),
+    }
+}
+
 /// How a prune uses devices: as the flags say, and otherwise as is fastest of what fits.
 fn forecast(
     choice: &Choice,
@@ -210,6 +276,10 @@ fn forecast(
         devices.iter().map(|device| Ok(device.memory()?.0 as u64)).collect::<Result<Vec<_>, prune_cuda::Error>>()?;
     let free = free.into_iter().min().unwrap_or(0);
     let memory = plan.settings.room.memory.unwrap_or(free);
+    if memory > free {
+        tracing::warn!("--device-memory asks for {}, and {} are free on a GPU", size(memory), size(free));
+    }
+    let memory = memory.min(free);
     // An emulated device holds what is allocated and nothing else, in memory of the host that nobody plans.
     let program = if emulated { 0 } else { LOADED_LATER };
     let host = crate::memory::available().filter(|_| !emulated);

@@ -15,6 +15,9 @@ use checkpoint::Checkpoint;
 use crate::plan::Plan;
 use crate::settings::{SettingsError, bad_value, workers};
 
+/// How reports call the processor.
+const PROCESSOR: &str = "the processor";
+
 /// What is said where there is no emulated GPU.
 #[cfg(not(feature = "emulator"))]
 const NOT_EMULATED: &str =
@@ -56,7 +59,8 @@ impl Choice {
         }
         let numbers = text.strip_prefix("cuda:").map(|list| list.split(',').map(str::parse::<usize>));
         let numbers: Option<Vec<_>> = numbers.and_then(|numbers| numbers.collect::<Result<_, _>>().ok());
-        let numbers = numbers.ok_or_else(|| bad("auto, cpu, cuda, cuda:NUMBER,… or emulated, emulated:COUNT"))?;
+        let numbers = numbers
+            .ok_or_else(|| bad("one of auto, cpu, cuda, cuda:NUMBERS (as in cuda:0,2), emulated or emulated:COUNT"))?;
         if (1..numbers.len()).any(|at| numbers[..at].contains(&numbers[at])) {
             return Err(bad("a GPU is named twice, and takes one shard only"));
         }

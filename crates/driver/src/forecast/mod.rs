@@ -1,6 +1,6 @@
 //! `driver plan`: what pruning a model on GPUs would hold, where, and how long it would take, from `config.json` alone.
 //!
-//! The pipeline planned for is that of the CPU ([`crate::blocks`]), with its stages on devices:
+//! The pipeline planned for is that of [`crate::blocks`], with its stages on devices:
 //!
 //! ```text
 //! disk ─▶ host ─▶ block b+1's weights ┐
@@ -8,8 +8,8 @@
 //!                 x, kept inputs      ┘
 //! ```
 //! Every device has all weights of the block in hand and of the next, which travel while it computes; its sequences'
-//! activations; H of the stage, whose memory V takes over; a chunk of tokens; and of the layer being pruned its rows. All
-//! of it is a model and nothing is measured: [`memory`] says what is counted in bytes, [`time`] what in seconds.
+//! activations; H of the stage, whose memory V takes over; a chunk of tokens; and of the layer being pruned its rows. [`memory`]
+//! says what is counted in bytes, which emulated devices are held to; [`time`] what in seconds, which is a model.
 
 pub mod memory;
 pub mod request;
@@ -240,7 +240,7 @@ impl Forecast {
             shapes.longest,
             request.config.display()
         );
-        let Some(choice) = fitting(&request, &shapes) else { bail!(refusal(&request, &shapes)) };
+        let Some(choice) = fitting(&request, &shapes) else { bail!(refusal(&request, &shapes, true)) };
         Ok(Self::of(request, shapes, choice))
     }
 
@@ -253,10 +253,10 @@ impl Forecast {
         let choice = match (fitting(&request, &shapes), request.place, request.chunk) {
             (Some(choice), ..) => choice,
             (None, Some(place), Some(chunk)) => {
-                tracing::warn!("{}", refusal(&request, &shapes));
+                tracing::warn!("{}", refusal(&request, &shapes, false));
                 Choice { place, chunk }
             }
-            (None, ..) => bail!(refusal(&request, &shapes)),
+            (None, ..) => bail!(refusal(&request, &shapes, false)),
         };
         Ok(Self::of(request, shapes, choice))
     }
@@ -301,8 +301,9 @@ fn fitting(request: &Request, shapes: &Shapes) -> Option<Choice> {
     choices(request).filter(fits).min_by(|a, b| total(a).total_cmp(&total(b)))
 }
 
-/// What is too large, and each change that by itself would make it fit.
-fn refusal(request: &Request, shapes: &Shapes) -> String {
+/// What is too large, and each change that by itself would make it fit: of a plan, or of a prune, whose host and devices are what
+/// they are.
+fn refusal(request: &Request, shapes: &Shapes, planned: bool) -> String {
     let Some(least) = choices(request).min_by_key(|&choice| Device::of(request, shapes, choice).peak()) else {
         return "no way to run is allowed".to_owned();
     };
@@ -342,12 +343,16 @@ fn refusal(request: &Request, shapes: &Shapes) -> String {
     }
     let more = PROPOSED_SHARDS.into_iter().filter(|&shards| shards > request.shards);
     if let Some(shards) = more.into_iter().find(|&shards| fits(&|changed| changed.shards = shards).is_some()) {
-        ways.push(format!("--shards {shards}"));
+        let gpus = if planned { "" } else { " (a GPU each)" };
+        ways.push(format!("--shards {shards}{gpus}"));
     }
     if device.peak() > request.device_memory && host <= request.host_memory {
-        ways.push(format!("--device-memory {}", whole(device.peak())));
+        let free = if planned { "" } else { " (if so much is free)" };
+        ways.push(format!("--device-memory {}{free}", whole(device.peak())));
     }
-    if host > request.host_memory && device.peak() <= request.device_memory {
+    if !planned {
+        ways.push("--device cpu".to_owned());
+    } else if host > request.host_memory && device.peak() <= request.device_memory {
         ways.push(format!("--host-memory {}", whole(host)));
     }
     lines.push(match ways.is_empty() {

@@ -1,7 +1,7 @@
 //! A shard on a GPU: the kernels of `prune-cuda` on what `cuda` keeps in the device's memory, or moves out of it.
 //!
-//! Everything is enqueued on the device's stream. The host waits for the factor, for the losses of a layer, and where work is
-//! timed. What several devices say to each other goes by NCCL: [`statistics`] sums H on one of them, which factors it for all,
+//! Everything is enqueued on the device's stream. The host waits for the factor, for the losses of a layer, and on the first shard
+//! where work is timed. What several devices say to each other goes by NCCL: [`statistics`] sums H on one of them, which factors it for all,
 //! and in [`layers`] each prunes its rows and gets those of the others.
 
 mod layers;
@@ -101,6 +101,8 @@ impl<T: Element> Backend for GpuShard<'_, T> {
     }
 
     fn activations(&mut self, dtype: Dtype, tokens: usize, width: usize) -> anyhow::Result<Activations> {
+        // A larger one would be given up without any use.
+        self.chunk = self.chunk.min(tokens.max(SMALLEST_CHUNK));
         let (device, place, length) = (self.device(), &self.place, tokens * width);
         let values = match dtype {
             Dtype::F32 => Typed::F32(Store::new(device, place, length)?),
