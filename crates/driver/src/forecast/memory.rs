@@ -47,7 +47,7 @@ pub struct Moment {
     pub activations: u64,
     /// H or V, 4 · columns²; while it is factored [`room::factor`], and then [`room::factored`].
     pub hessian: u64,
-    /// A chunk of tokens on its way through the block, in bytes a token as in [`Passing`]; and while it is added to H
+    /// A chunk of tokens on its way through the block, in bytes a token as in `Passing`; and while it is added to H
     /// [`room::accumulate`].
     pub chunk: u64,
     /// This device's rows of the layer being solved, 4 · rows / n · columns, and [`room::solve`] of those. The result takes the

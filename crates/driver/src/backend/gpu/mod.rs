@@ -1,8 +1,8 @@
 //! A shard on a GPU: the kernels of `prune-cuda` on what `cuda` keeps in the device's memory, or moves out of it.
 //!
 //! Everything is enqueued on the device's stream. The host waits for the factor, for the losses of a layer, and on the first shard
-//! where work is timed. What several devices say to each other goes by NCCL: [`statistics`] sums H on one of them, which factors it for all,
-//! and in [`layers`] each prunes its rows and gets those of the others.
+//! where work is timed. What several devices say to each other goes by NCCL: `statistics` sums H on one of them, which factors it for all,
+//! and in `layers` each prunes its rows and gets those of the others.
 
 mod layers;
 mod statistics;
