@@ -155,6 +155,28 @@ fn all_ranks_have_gpus_or_none() {
     refuses(&place, 2, 1, &["not all ranks have GPUs", "rank 1"], mixed, &small(&text, "2", &["--blocks", "..1"]));
 }
 
+/// With the emulated libraries in the place of the machine's own, each rank finds the same GPU.
+#[cfg(feature = "emulator")]
+#[test]
+fn ranks_share_no_gpu() {
+    let (place, text) = (Place::with_demo(), demo_text("calibration.txt"));
+    std::fs::create_dir(place.path("cuda")).unwrap();
+    let built = Path::new(env!("CARGO_BIN_EXE_driver")).parent().unwrap().join("deps");
+    for (library, name) in [("emulator", "cuda"), ("emulator_cublas", "cublas"), ("emulator_nccl", "nccl")] {
+        let link = place.path(&format!("cuda/lib{name}.so"));
+        std::os::unix::fs::symlink(built.join(format!("lib{library}.so")), link).unwrap();
+    }
+    let libraries = "export LD_LIBRARY_PATH=\"$PWD/cuda\"";
+    for device in ["cuda", "cuda:0"] {
+        let flags = small(&text, "2", &["--blocks", "..1", "--device", device]);
+        refuses(&place, 2, 1, &["ranks 0 and 1 would share a GPU"], libraries, &flags);
+    }
+    let flags = small(&text, "2", &["--blocks", "..1", "--output", "out", "--report", "report.json"]);
+    finish(&mut ranks(&place, 2, libraries, &flags)).assert_success();
+    let report: Value = serde_json::from_slice(&place.read("report.json")).unwrap();
+    assert_eq!(report["device"], "the processor", "`auto` has another way");
+}
+
 #[test]
 fn ranks_with_nothing_to_do_do_no_harm() {
     let (place, text) = (Place::with_demo(), demo_text("calibration.txt"));

@@ -72,17 +72,17 @@ impl Device {
     /// # Errors
     /// If there are no such devices, a library is missing, they cannot do the job, or ranks would share one.
     pub fn open(choice: &Choice, prune: Option<(&Plan, &Checkpoint)>, ranks: &Ranks) -> anyhow::Result<Self> {
-        let found = match Gpus::open(choice, prune, ranks) {
-            _ if *choice == Choice::Cpu => Err(String::new()),
-            Err(error) if *choice == Choice::Auto => {
+        let found = match choice {
+            Choice::Cpu => Err(String::new()),
+            Choice::Auto => Gpus::open(choice, prune, ranks).map_err(|error| {
                 // A machine without GPUs is not worth a word.
                 match error.downcast_ref() {
                     Some(Missing::Driver(_)) => tracing::debug!("working on the processor: {error:#}"),
                     _ => tracing::warn!("working on the processor: {error:#}"),
                 }
-                Err(format!("{error:#}"))
-            }
-            opened => Ok(opened?),
+                format!("{error:#}")
+            }),
+            _ => Ok(Gpus::open(choice, prune, ranks)?),
         };
         match agree(choice, found, ranks)? {
             Some(gpus) => Ok(Self::Gpus(gpus)),
@@ -178,7 +178,7 @@ impl Gpus {
         let plan = prune.map(|(plan, _)| plan);
         let shards = plan.map_or(choice.count().unwrap_or(1), Plan::local_shards);
         let ordinals = match choice {
-            Choice::Cpu => return Ok(Self::new(Vec::new())),
+            Choice::Cpu => Vec::new(),
             Choice::Auto | Choice::Cuda => own(shards, ranks)?,
             Choice::Numbers(numbers) => numbers[..shards.min(numbers.len())].to_vec(),
             &Choice::Emulated(count) => {
