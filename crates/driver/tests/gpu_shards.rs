@@ -216,7 +216,8 @@ fn full_devices_give_up_what_they_can_and_then_say_so() {
             let layers = try_prune(&model, solver, 2, folder.path(), |job, collective, clock| {
                 let device = Device::open(collective.rank())?;
                 device.reset_peak()?;
-                let shard = GpuShard::<f32>::new(device.clone(), collective, Place::Device, 512)?;
+                // Small chunks: what is worst is to prune.
+                let shard = GpuShard::<f32>::new(device.clone(), collective, Place::Device, LENGTH)?;
                 let layers = prune_blocks(job, shard, collective, clock)?;
                 let mut peaks = peaks.lock().expect("no shard panics");
                 *peaks = device.peak()?.unwrap_or_default().max(*peaks);
@@ -230,7 +231,7 @@ fn full_devices_give_up_what_they_can_and_then_say_so() {
     let (roomy, zeros) = with(1 << 30).expect("a prune");
     let (mut passed, mut least) = (0, roomy);
     // Down to where not even the weights of a block have room; modules take some memory beside what is counted.
-    let shares = [22, 18, 16, 15, 12, 8, 3];
+    let shares = [21, 19, 17, 15, 13, 11, 9, 3];
     for share in shares {
         match with(roomy * share / 20) {
             Ok((peak, found)) => {
@@ -244,7 +245,8 @@ fn full_devices_give_up_what_they_can_and_then_say_so() {
             }
         }
     }
-    assert!((2..shares.len()).contains(&passed), "{passed} passed");
+    // Without what is reserved beforehand, a device that is full while layers are pruned is an error at once.
+    assert!((4..shares.len()).contains(&passed), "{passed} passed");
     // The next block, and its two activation buffers, are what a device can do without.
-    assert!(least < roomy * 4 / 5, "{least} of {roomy}");
+    assert!(least < roomy * 3 / 4, "{least} of {roomy}");
 }
